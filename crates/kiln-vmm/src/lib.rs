@@ -1,0 +1,25 @@
+//! The engine seam: spawn, configure, drive and reap a virtual machine monitor.
+//!
+//! This crate knows machines and nothing above them: no sandboxes, images, policies or SQL. An
+//! [`Engine`] turns a [`MachineSpec`] into a [`Machine`]; what an engine cannot do is stated by
+//! its [`Capabilities`] and refused with an error, never quietly ignored.
+//!
+//! ```text
+//! Engine::spawn ──► Spawned ──boot──► Running ⇄ Paused ──► Exited
+//! ```
+//!
+//! A machine outlives the process that started it: its [`MachineRecord`] is complete before the
+//! guest runs, and [`Engine::adopt`] takes a running machine over from the record alone.
+
+mod error;
+mod machine;
+
+pub use error::{AdoptError, Diagnostics, MachineError, SpawnError};
+pub use machine::{
+    Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
+    Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
+};
+
+/// Vsock port on the host that a Firecracker guest's agent dials (`KLN` on a telephone keypad,
+/// above the privileged range).
+pub const AGENT_PORT: u32 = 5556;

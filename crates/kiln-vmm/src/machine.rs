@@ -1,0 +1,245 @@
+//! The words of the seam: what a machine is made of and what can be asked of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AdoptError, MachineError, SpawnError};
+
+/// Which program runs the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// Firecracker, driven through its API socket.
+    Firecracker,
+    /// QEMU's `microvm` machine, driven through QMP.
+    Qemu,
+    /// The scripted engine of the tests: no guest at all.
+    Fake,
+}
+
+/// How the processor of the guest is provided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acceleration {
+    /// Hardware virtualisation through `/dev/kvm`.
+    Kvm,
+    /// QEMU's software emulation: slow, and not a security boundary.
+    Tcg,
+}
+
+/// What an engine can do on this host. Stated, so that callers can refuse early.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Version of the program, as it prints it (`1.16.1`, `7.2.22`).
+    pub version: String,
+    /// What executes the guest's instructions.
+    pub acceleration: Acceleration,
+    /// Whether [`Machine::pause`] and [`Machine::resume`] work.
+    pub pause: bool,
+    /// Whether a guest can be asked to stop by Ctrl-Alt-Del.
+    pub ctrl_alt_del: bool,
+    /// Largest number of block devices.
+    pub max_disks: usize,
+}
+
+/// Everything an engine needs to run one machine. Pure data; the machine keeps its own copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// Name of the machine: 1 to 64 characters of `[A-Za-z0-9-]` (Firecracker's rule for ids).
+    pub id: String,
+    /// A private, existing directory for this machine's sockets and FIFOs. Kept short: a Unix
+    /// socket path holds at most 107 bytes.
+    pub runtime_dir: PathBuf,
+    /// Virtual processors, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, at least 1.
+    pub mem_mib: u32,
+    /// What is booted.
+    pub boot: Boot,
+    /// Block devices in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, …).
+    pub disks: Vec<Disk>,
+    /// Whether the guest gets a channel for its agent; see [`Machine::agent_endpoint`].
+    pub agent: bool,
+    /// File that receives the guest's console, bounded and rotated by the engine.
+    pub console_log: PathBuf,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// Uncompressed ELF kernel (`vmlinux`).
+    pub kernel: PathBuf,
+    /// Initial RAM filesystem (newc).
+    pub initramfs: Option<PathBuf>,
+    /// Kernel arguments of the caller. The engine puts its own in front of them (console,
+    /// reboot method, clock).
+    pub args: Vec<String>,
+}
+
+/// One block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Name of the device towards the engine: `[A-Za-z0-9_]`, unique within the machine.
+    pub id: String,
+    /// Raw disk image on the host.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// Identity of a process that survives a number being reused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// `/proc/sys/kernel/random/boot_id` when it was started.
+    pub boot_id: String,
+    /// Process number.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
+    pub start_time: u64,
+}
+
+/// What has to be written down so that another process can take the machine over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Name of the machine.
+    pub id: String,
+    /// Engine that runs it.
+    pub engine: EngineKind,
+    /// The VMM process.
+    pub process: ProcessIdentity,
+    /// Its sockets and FIFOs.
+    pub runtime_dir: PathBuf,
+    /// Its console file.
+    pub console_log: PathBuf,
+}
+
+/// Where the host meets the agent of the guest.
+///
+/// In both cases bytes go through unchanged; the session protocol on top resynchronises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentEndpoint {
+    /// Connect to this Unix socket (QEMU: the virtio-serial port `agent.0`). A stream without
+    /// edges: what an earlier session left in it may still arrive.
+    Connect(PathBuf),
+    /// Listen on this Unix socket; the guest's dial arrives there (Firecracker: vsock to host
+    /// CID 2, port [`AGENT_PORT`](crate::AGENT_PORT)).
+    Listen(PathBuf),
+}
+
+/// State of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineState {
+    /// The VMM runs, the guest does not yet.
+    Spawned,
+    /// The guest runs.
+    Running,
+    /// The guest's processors are halted by the host.
+    Paused,
+    /// The VMM is gone.
+    Exited,
+}
+
+/// How a VMM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exit {
+    /// It returned this status. Status 0 also stands for a guest that rebooted, powered off or
+    /// (with `panic=-1`) panicked.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+    /// It was adopted, not started, by this process: the kernel tells nobody else.
+    Unknown,
+}
+
+/// How long the parts of a start took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimings {
+    /// From the decision to spawn until the VMM process existed.
+    pub spawn: Duration,
+    /// From then until the VMM answered on its control socket.
+    pub control: Duration,
+    /// From then until the guest was told to run.
+    pub configure: Duration,
+}
+
+/// A program that runs machines.
+#[async_trait]
+pub trait Engine: Send + Sync + std::fmt::Debug {
+    /// Which one it is.
+    fn kind(&self) -> EngineKind;
+
+    /// What it can do on this host.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Validates `spec` whole and starts the VMM process. The guest does not run yet: write
+    /// [`Machine::record`] down, then call [`Machine::boot`].
+    ///
+    /// # Errors
+    /// [`SpawnError::Invalid`] with every fault of the spec, before anything is touched; a VMM
+    /// that cannot be started. Nothing is left behind.
+    async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError>;
+
+    /// Takes over a machine that another process started.
+    ///
+    /// # Errors
+    /// [`AdoptError::Gone`] when the recorded process does not run any more (its number may be a
+    /// stranger's, who is never signalled); a VMM that does not answer.
+    async fn adopt(&self, record: &MachineRecord) -> Result<Box<dyn Machine>, AdoptError>;
+}
+
+/// One run of a VMM. Dropping it leaves the VMM alone: machines outlive their daemon. End it
+/// with [`Machine::close`].
+#[async_trait]
+pub trait Machine: Send + Sync + std::fmt::Debug {
+    /// What has to be written down to adopt it.
+    fn record(&self) -> &MachineRecord;
+
+    /// Its state as this process knows it.
+    fn state(&self) -> MachineState;
+
+    /// Where its agent is met; `None` without [`MachineSpec::agent`].
+    fn agent_endpoint(&self) -> Option<AgentEndpoint>;
+
+    /// Configures the VMM and lets the guest run. Returns when the guest's processors run, not
+    /// when the guest is up.
+    ///
+    /// # Errors
+    /// [`MachineError::Exited`] at once when the VMM dies, with its last output.
+    async fn boot(&self) -> Result<BootTimings, MachineError>;
+
+    /// Halts the guest's processors.
+    ///
+    /// # Errors
+    /// Outside [`MachineState::Running`], or when the VMM refuses.
+    async fn pause(&self) -> Result<(), MachineError>;
+
+    /// Lets a paused guest run on.
+    ///
+    /// # Errors
+    /// Outside [`MachineState::Paused`], or when the VMM refuses.
+    async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Presses Ctrl-Alt-Del, where [`Capabilities::ctrl_alt_del`] says that it works.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`], or a VMM that refuses.
+    async fn press_ctrl_alt_del(&self) -> Result<(), MachineError>;
+
+    /// Waits until the VMM is gone. Cancel-safe; may be called by several tasks.
+    async fn wait(&self) -> Exit;
+
+    /// The last output of the VMM itself and of the guest's console, for error messages.
+    fn diagnostics(&self) -> crate::Diagnostics;
+
+    /// Ends the VMM if it still runs (SIGTERM when `grace` is not zero, then SIGKILL), waits for
+    /// it and removes its sockets and FIFOs. Idempotent.
+    ///
+    /// # Errors
+    /// What could not be removed; everything else is done all the same.
+    async fn close(&self, grace: Duration) -> Result<Exit, MachineError>;
+}

@@ -1,0 +1,108 @@
+//! Running commands in a guest: what is asked, and the two ends of a running session.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// What to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecSpec {
+    /// Program and arguments; the program is looked up in the guest's `PATH`.
+    pub argv: Vec<String>,
+    /// Environment on top of the guest's default, in order, later wins.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory; the user's home when unset.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// `name`, `uid`, `name:group` or `uid:gid`, resolved in the guest; root when unset.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Give it a terminal of this size; output is then all on [`ExecOutput::Stdout`].
+    #[serde(default)]
+    pub tty: Option<TerminalSize>,
+    /// Whether standard input is open; `/dev/null` otherwise.
+    #[serde(default)]
+    pub stdin: bool,
+    /// End the session, with all its processes, when its client goes away. Otherwise it runs on
+    /// and can be attached to again.
+    #[serde(default)]
+    pub kill_on_detach: bool,
+}
+
+/// Size of a terminal in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub cols: u16,
+}
+
+/// What a client sends to a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes for standard input.
+    Stdin(Bytes),
+    /// Standard input ends.
+    StdinEof,
+    /// The terminal has a new size.
+    Resize(TerminalSize),
+    /// A signal for the session's process group.
+    Signal(i32),
+}
+
+/// What a session sends to its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes from standard output, or from the terminal.
+    Stdout(Bytes),
+    /// Bytes from standard error.
+    Stderr(Bytes),
+    /// Output that the ring had already dropped when the client attached, in bytes.
+    Lost(u64),
+    /// It ended; nothing follows.
+    Exited(ExecExit),
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecExit {
+    /// It returned this status.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+}
+
+impl ExecExit {
+    /// As a shell tells it: the status, or 128 + the signal.
+    #[must_use]
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// A session that runs or has ended and whose output is still kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Number of the session, unique in the guest's life.
+    pub id: u64,
+    /// What it runs.
+    pub argv: Vec<String>,
+    /// Process number in the guest.
+    pub pid: u32,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether a client is attached.
+    pub attached: bool,
+    /// How it ended, if it did.
+    pub exit: Option<ExecExit>,
+    /// How long it has run, or ran.
+    pub age: Duration,
+}

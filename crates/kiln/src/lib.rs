@@ -1,0 +1,3 @@
+//! kiln
+#[allow(missing_docs)]
+pub mod exec;
