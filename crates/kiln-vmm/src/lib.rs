@@ -16,8 +16,8 @@ mod machine;
 
 pub use error::{AdoptError, Diagnostics, MachineError, SpawnError};
 pub use machine::{
-    Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
-    Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
+    Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind,
+    EnginePreference, Exit, Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
 };
 
 /// Vsock port on the host that a Firecracker guest's agent dials (`KLN` on a telephone keypad,
