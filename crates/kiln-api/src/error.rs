@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Codes that the contract itself gives meaning to; the library behind the daemon has more.
 pub mod code {
     /// The path names nothing.
-    pub const NOT_FOUND: &str = "NOT_FOUND";
+    pub const NO_SUCH_PATH: &str = "NO_SUCH_PATH";
     /// The method is not one this path has.
     pub const METHOD_NOT_ALLOWED: &str = "METHOD_NOT_ALLOWED";
     /// The request is not what the contract says.

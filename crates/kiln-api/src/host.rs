@@ -15,6 +15,19 @@ pub struct Version {
     pub pid: u32,
 }
 
+/// What executes a guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acceleration {
+    /// The processor.
+    Kvm,
+    /// A program that emulates one: slow, and no security boundary.
+    Tcg,
+    /// One that this client is too old to know.
+    #[serde(other)]
+    Unknown,
+}
+
 /// What the daemon can do here, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInfo {
@@ -29,6 +42,9 @@ pub struct HostInfo {
     /// What that engine says of itself.
     #[serde(default)]
     pub engine_version: Option<String>,
+    /// What executes the guests' instructions.
+    #[serde(default)]
+    pub acceleration: Option<Acceleration>,
     /// Why it is this engine.
     pub engine_reason: String,
     /// What the user should know.

@@ -38,7 +38,7 @@ pub mod stream;
 pub use client::{Client, ClientError};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
-pub use host::{HostInfo, Version};
+pub use host::{Acceleration, HostInfo, Version};
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
 };

@@ -68,6 +68,8 @@ pub enum EngineKind {
     Firecracker,
     /// QEMU's `microvm` machine.
     Qemu,
+    /// The scripted engine of tests.
+    Fake,
     /// One that this client is too old to know.
     #[serde(other)]
     Unknown,
@@ -80,6 +82,7 @@ impl EngineKind {
         match self {
             Self::Firecracker => "firecracker",
             Self::Qemu => "qemu",
+            Self::Fake => "fake",
             Self::Unknown => "unknown",
         }
     }

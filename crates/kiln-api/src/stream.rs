@@ -8,7 +8,11 @@
 //!
 //! The server ends the stream by closing it, after `exited`, `error`, or, detached, `started`.
 //! A WebSocket has no half-close, so the end of standard input is the control message `eof`.
-//! Back-pressure is the socket's own: a side that does not read stops the other.
+//!
+//! Output has the socket's own back-pressure: a client that does not read stops the command. Input
+//! has a window: a client may send [`INPUT_WINDOW`] bytes of standard input after `started`, and as
+//! many more as each `window` message says. So the server never has to stop reading, and a signal
+//! never waits behind input that the command does not take.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -22,6 +26,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub const MAX_CHUNK: usize = MAX_MESSAGE - 1;
 /// Largest first message of a client: arguments and environment of a command.
 pub const MAX_REQUEST: usize = 1024 * 1024;
+/// Bytes of standard input that a client may send before the first `window` message.
+pub const INPUT_WINDOW: usize = 256 * 1024;
 /// How much a side may hold back before it waits for the socket.
 pub const WRITE_BUFFER: usize = MAX_MESSAGE;
 /// Size of the buffer that a side reads into.
@@ -51,6 +57,12 @@ pub enum StreamError {
     /// Too large.
     #[error("a message of {0} bytes, more than {MAX_MESSAGE}")]
     TooLarge(usize),
+    /// Input that the server has not asked for.
+    #[error("more standard input than the window allows")]
+    WindowExceeded,
+    /// Input after the message that ended it.
+    #[error("standard input after its end")]
+    AfterEof,
     /// Not a control message.
     #[error("a control message that is none")]
     Control(#[source] serde_json::Error),
@@ -160,6 +172,11 @@ pub enum ServerControl {
     Lost {
         /// How much.
         bytes: u64,
+    },
+    /// So many more bytes of standard input may be sent.
+    Window {
+        /// How many.
+        bytes: usize,
     },
     /// The command ended; no output follows.
     Exited(ExitStatus),
