@@ -13,6 +13,7 @@ mod socket;
 mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
+pub use kiln::HostConfig;
 pub use lock::LockError;
 pub use socket::SocketError;
 

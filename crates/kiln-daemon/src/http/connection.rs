@@ -1,11 +1,6 @@
-//! One client's connection: its limits, its peer, and whether it is still there.
+//! One client's connection: its limits and its peer.
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -14,11 +9,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use kiln::Host;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::UnixStream,
-    sync::Semaphore,
-};
+use tokio::{net::UnixStream, sync::Semaphore};
 
 use super::auth::Peer;
 use crate::{
@@ -42,8 +33,6 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 struct Shared {
-    /// A descriptor of our own, to watch while the stream itself is in other hands.
-    socket: OwnedFd,
     lifetime: Lifetime,
     _busy: Busy,
 }
@@ -51,9 +40,7 @@ struct Shared {
 impl Connection {
     pub(crate) fn new(stream: &UnixStream, lifetime: &Lifetime) -> io::Result<Self> {
         let peer = Peer::of(stream)?;
-        let socket = stream.as_fd().try_clone_to_owned()?;
         let shared = Shared {
-            socket,
             lifetime: lifetime.clone(),
             _busy: lifetime.busy(),
         };
@@ -65,28 +52,6 @@ impl Connection {
 
     pub(crate) fn lifetime(&self) -> &Lifetime {
         &self.shared.lifetime
-    }
-
-    /// Waits until the client has closed its end. Cancel-safe.
-    ///
-    /// Reading would tell it too, but nobody reads while the command does not take its input.
-    pub(crate) async fn hung_up(&self) {
-        if let Err(error) = self.wait_for_hang_up().await {
-            tracing::warn!(%error, "cannot watch a connection");
-            std::future::pending::<()>().await;
-        }
-    }
-
-    async fn wait_for_hang_up(&self) -> io::Result<()> {
-        // EPOLLHUP comes with any interest; this one wakes seldom otherwise.
-        let fd = AsyncFd::with_interest(self.shared.socket.as_fd(), Interest::WRITABLE)?;
-        loop {
-            let mut guard = fd.writable().await?;
-            if guard.ready().is_write_closed() {
-                return Ok(());
-            }
-            guard.clear_ready();
-        }
     }
 }
 

@@ -159,12 +159,10 @@ fn progress_control(event: ProgressEvent) -> ServerControl {
     ServerControl::Progress(step)
 }
 
-/// The end that comes from outside: the client's, or the daemon's. Cancel-safe.
+/// The end that comes from the daemon's own. Cancel-safe.
 async fn cut_off(connection: &Connection) -> End {
-    tokio::select! {
-        () = connection.hung_up() => End::Gone,
-        () = connection.lifetime().stopping() => End::Failed(ApiError::stopping()),
-    }
+    connection.lifetime().stopping().await;
+    End::Failed(ApiError::stopping())
 }
 
 /// Waits for the client to leave while nothing runs that it could talk to. Cancel-safe.
