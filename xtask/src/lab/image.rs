@@ -54,7 +54,6 @@ impl Artefact {
 /// Loaded when the lab starts; the kernel loads others on demand.
 const LOADED: &[&str] = &[
     "irqbypass",
-    "ccp",
     "kvm",
     "kvm-amd",
     "virtio_console",

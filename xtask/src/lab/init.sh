@@ -41,7 +41,7 @@ mkfifo /run/lab.out /run/lab.err
 cat /run/lab.out > "$(port lab.out)" & out=$!
 cat /run/lab.err > "$(port lab.err)" & err=$!
 cd /root
-setsid sh /lab/command </dev/null >/run/lab.out 2>/run/lab.err
+setsid /usr/bin/sh /lab/command </dev/null >/run/lab.out 2>/run/lab.err
 code=$?
 # What the command left running would hold the pipes open.
 for pass in 1 2 3; do

@@ -17,8 +17,9 @@ pub(crate) enum ProgramsError {
     Applets(#[source] StepError),
 }
 
+/// `sh` is the host's: busybox's own prefers its applets to programs, whatever `PATH` says.
 /// Without these the lab does not start or could not do what tests ask of it.
-const NEEDED: &[&str] = &["busybox", "bash", "ip", "nft", "mke2fs"];
+const NEEDED: &[&str] = &["busybox", "bash", "sh", "ip", "nft", "mke2fs"];
 
 /// Taken along where the host has them; busybox stands in for the common ones.
 const WELCOME: &[&str] = &[
