@@ -1,7 +1,34 @@
-//! placeholder
+//! `cargo xtask bench`: figures that the README and the issues promise, measured.
+//!
+//! Owns samples, statistics and how they are shown. A figure that cannot be taken on this machine
+//! is left out and said, never filled in.
+
+mod boot;
+mod proc;
+mod report;
+mod stats;
+mod timings;
+
 use std::process::ExitCode;
-#[derive(Debug, clap::Args)]
-pub(crate) struct Options {}
-pub(crate) fn run(_: &Options) -> Result<ExitCode, std::io::Error> {
-    Ok(ExitCode::SUCCESS)
+
+use clap::{Args, Subcommand};
+
+pub(crate) use boot::BenchError;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subject {
+    /// `kiln run -- true` and what it costs.
+    Boot(boot::Options),
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
+    match &options.subject {
+        Subject::Boot(options) => boot::run(options),
+    }
 }
