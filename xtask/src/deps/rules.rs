@@ -35,13 +35,9 @@ const BANNED: &[(&str, &str)] = &[
     ("smol", ONE_RUNTIME),
     ("async-executor", ONE_RUNTIME),
     ("glommio", ONE_RUNTIME),
-    (
-        "anyhow",
-        "a library crate has one typed error per operation",
-    ),
-    ("eyre", "a library crate has one typed error per operation"),
 ];
 const ONE_TLS: &str = "the one TLS stack is rustls with ring";
+const TYPED_ERRORS: &str = "each operation has one typed error";
 const ONE_RUNTIME: &str = "the one async runtime is tokio";
 
 /// Outside crates of which a second version would be a second stack.
@@ -67,6 +63,8 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         &["kiln-cli"],
         "only the command line draws progress",
     ),
+    ("anyhow", &[], TYPED_ERRORS),
+    ("eyre", &[], TYPED_ERRORS),
 ];
 
 /// Crates that must never reach the guest: the agent is PID 1 in an untrusted machine and every
