@@ -6,12 +6,12 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
+use crate::deadline::wait_readable;
 use crate::step;
 use crate::workspace;
 
@@ -134,19 +134,10 @@ impl Kiln {
         let daemon =
             pidfd_open(process, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
         pidfd_send_signal(&daemon, Signal::TERM).map_err(|error| failed(error.into()))?;
-        let deadline = Instant::now() + DAEMON_END;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(0),
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            match poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&timeout)) {
-                Ok(0) => return Err(failed(io::ErrorKind::TimedOut.into())),
-                Ok(_) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed(error.into())),
-            }
+        match wait_readable(&daemon, DAEMON_END) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(error) => Err(failed(error)),
         }
     }
 }

@@ -9,10 +9,12 @@
 )]
 
 mod bench;
+mod deadline;
 mod demo;
 mod deps;
 mod kiln;
 mod lab;
+mod qemu;
 mod setup;
 mod step;
 mod test;

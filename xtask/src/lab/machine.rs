@@ -1,18 +1,15 @@
 //! The QEMU process of the lab: started, followed, and gone in any case.
 
 use std::io::{self, BufRead as _, BufReader, Read, Write};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::time::Duration;
 
 use super::clock;
+use crate::qemu::Qemu;
 
 /// Why the machine gave no exit code.
 #[derive(Debug, thiserror::Error)]
@@ -55,10 +52,11 @@ impl Machine {
     {
         let mut command = self.command();
         let [out, err, exit] = ports(&mut command).map_err(MachineError::Start)?;
-        let mut qemu = Qemu::start(&mut command, [&out.theirs, &err.theirs, &exit.theirs])?;
+        let mut qemu = Qemu::start(&mut command, &[&out.theirs, &err.theirs, &exit.theirs])
+            .map_err(MachineError::Start)?;
         let (out, err) = (pass_on(out, stdout), pass_on(err, stderr));
         let code = last_words(exit);
-        let status = qemu.wait(self.timeout)?;
+        let status = qemu.wait(self.timeout).map_err(MachineError::Follow)?;
         drop(qemu);
         // QEMU is gone, so each of these has met its end of file.
         let (stdout, stderr) = (joined(out)?, joined(err)?);
@@ -80,9 +78,7 @@ impl Machine {
     }
 
     fn command(&self) -> Command {
-        // setpriv: QEMU dies with us, even when we are killed outright.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        let mut command = crate::qemu::command("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
         command.args(["-M", "microvm,accel=tcg", "-cpu", "max"]);
         command.args([
@@ -145,61 +141,6 @@ fn ports(command: &mut Command) -> io::Result<[Port; 3]> {
     };
     let [out, err, exit] = PORTS;
     Ok([open(out)?, open(err)?, open(exit)?])
-}
-
-/// The process, killed when dropped.
-#[derive(Debug)]
-struct Qemu {
-    child: Child,
-    pidfd: OwnedFd,
-}
-
-impl Qemu {
-    /// Starts QEMU with its ends of the ports; nothing else is started while they are inheritable.
-    fn start(command: &mut Command, ends: [&UnixStream; 3]) -> Result<Self, MachineError> {
-        let inheritable = |flags| {
-            ends.iter()
-                .try_for_each(|end| rustix::io::fcntl_setfd(end, flags))
-                .map_err(io::Error::from)
-        };
-        inheritable(FdFlags::empty()).map_err(MachineError::Start)?;
-        let child = command.spawn().map_err(MachineError::Start);
-        inheritable(FdFlags::CLOEXEC).map_err(MachineError::Start)?;
-        let mut child = child?;
-        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { child, pidfd }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(MachineError::Start(error.into()))
-            }
-        }
-    }
-
-    /// Waits for the end, or returns `None` at the deadline.
-    fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>, MachineError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            };
-            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&left)) {
-                Ok(0) => return Ok(None),
-                Ok(_) => return self.child.wait().map(Some).map_err(MachineError::Follow),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(MachineError::Follow(error.into())),
-            }
-        }
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Copies a port's bytes as they come; a writer that fails does not hold the machine up.
