@@ -3,6 +3,8 @@
 //! Owns samples, statistics and how they are shown. A figure that cannot be taken on this machine
 //! is left out and said, never filled in.
 
+mod agent;
+mod bare;
 mod boot;
 mod proc;
 mod report;

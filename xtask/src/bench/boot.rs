@@ -5,7 +5,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::Value;
 
+use super::bare::{BareError, Recipe};
 use super::proc::rss_mib;
 use super::report::Report;
 use super::stats::Samples;
@@ -51,6 +53,12 @@ pub(crate) enum BenchError {
     },
     #[error("the sandbox to measure in did not come up")]
     NoSandbox,
+    #[error("`kiln ps --json` does not name the VMM of the sandbox")]
+    NoVmm,
+    #[error("cannot work in the target directory")]
+    Directory(#[source] std::io::Error),
+    #[error("the bare side failed")]
+    Bare(#[from] BareError),
 }
 
 /// Forks timed together in the guest, so that one exec's noise is spread over many.
@@ -67,8 +75,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     ]))?;
     let kiln = Kiln::with_data_dir(workspace::target().join("bench"))?;
     let mut report = Report::default();
-    runs(&kiln, options.runs, &mut report)?;
-    bare(&mut report);
+    finished(&mut kiln.command(["run", "--", "true"]))?;
+    let recipe = recipe(&kiln, &mut report)?;
+    runs(&kiln, recipe.as_ref(), options.runs, &mut report)?;
     weights(&kiln, &mut report)?;
     execs(&kiln, options.runs, &mut report)?;
     burst(&kiln, options.burst, &mut report)?;
@@ -86,10 +95,39 @@ fn show(report: &Report, json: bool) {
     }
 }
 
-/// Whole runs, the first one (which provisions) not counted.
-fn runs(kiln: &Kiln, count: u32, report: &mut Report) -> Result<(), BenchError> {
-    finished(&mut kiln.command(["run", "--", "true"]))?;
-    let (mut walls, mut hosts) = (Samples::default(), Samples::default());
+/// The bare side's command line, from a machine that Kiln runs; none where it is not QEMU.
+fn recipe(kiln: &Kiln, report: &mut Report) -> Result<Option<Recipe>, BenchError> {
+    let sandbox = Sandbox::start(kiln)?;
+    sandbox.exec(&["sync"])?;
+    let taken = sandbox.vmm_pid().and_then(|pid| {
+        let dir = tempfile::tempdir_in(workspace::target()).map_err(BenchError::Directory)?;
+        let recipe = Recipe::of_process(pid, dir)?;
+        let initramfs_mib = recipe.initramfs_mib()?;
+        Ok((recipe, initramfs_mib))
+    });
+    match taken {
+        Ok((recipe, initramfs_mib)) => {
+            report.single("initramfs_mib", "the guest's initramfs", initramfs_mib);
+            Ok(Some(recipe))
+        }
+        Err(error @ (BenchError::Bare(BareError::NotUnderstood(_)) | BenchError::NoVmm)) => {
+            report.missing("initramfs_mib", error.to_string());
+            report.missing("run_ratio", error.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whole runs, each followed by a bare one, so that a busy machine slows both alike.
+fn runs(
+    kiln: &Kiln,
+    recipe: Option<&Recipe>,
+    count: u32,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    let (mut walls, mut hosts, mut bares) =
+        (Samples::default(), Samples::default(), Samples::default());
     for _ in 0..count {
         let started = Instant::now();
         let output = finished(&mut kiln.command(["run", "--timings", "--json", "--", "true"]))?;
@@ -97,19 +135,17 @@ fn runs(kiln: &Kiln, count: u32, report: &mut Report) -> Result<(), BenchError> 
         if let Some(host_us) = Timings::in_output(&output).and_then(|timings| timings.host_us()) {
             hosts.push(ms(Duration::from_micros(host_us)));
         }
+        if let Some(recipe) = recipe {
+            bares.push(ms(recipe.run(&["true"])?));
+        }
     }
     report.median("run_ms", "kiln run -- true, warm", &walls);
     report.median("host_ms", "of it on the host, outside the VMM", &hosts);
+    if let (Some(wall), Some(bare)) = (walls.median(), bares.median()) {
+        report.median("bare_ms", "the same machine by a bare QEMU", &bares);
+        report.single("run_ratio", "kiln run over bare QEMU", wall / bare);
+    }
     Ok(())
-}
-
-/// The same kernel, initramfs and command under a bare QEMU.
-fn bare(report: &mut Report) {
-    report.missing("run_ratio", "the bare side is not built yet");
-    report.missing(
-        "initramfs_mib",
-        "the bare side, which knows the file, is not built yet",
-    );
 }
 
 /// Memory of the idle daemon and of PID 1 in a guest.
@@ -219,6 +255,17 @@ impl<'a> Sandbox<'a> {
             return Ok(sandbox);
         }
         Err(BenchError::NoSandbox)
+    }
+
+    /// The process number of its VMM.
+    fn vmm_pid(&self) -> Result<u32, BenchError> {
+        let list = finished(&mut self.kiln.command(["ps", "--json"]))?;
+        let list: Value = serde_json::from_str(list.trim()).map_err(|_| BenchError::NoVmm)?;
+        let mut sandboxes = list.as_array().into_iter().flatten();
+        let ours = sandboxes.find(|sandbox| sandbox["name"] == self.name.as_str());
+        ours.and_then(|sandbox| sandbox["pid"].as_u64())
+            .and_then(|pid| u32::try_from(pid).ok())
+            .ok_or(BenchError::NoVmm)
     }
 
     /// How long a command takes, seen from the host.
