@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// Take the `kiln` that was built last instead of building it.
     #[arg(long)]
     no_build: bool,
+    /// Leave Kiln's kernels and images out, which saves the time to copy them.
+    #[arg(long)]
+    no_data: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -140,6 +143,25 @@ fn artefacts(options: &Options) -> Vec<Artefact> {
             .map(|added| Artefact::from_argument(added)),
     );
     artefacts
+}
+
+/// What Kiln fetched and built once and a sandbox needs; the lab has no network to fetch it again.
+const KILN_DATA: &[&str] = &["images", "kernels/bundles", "kernels/sources", "cache"];
+
+/// Where the data directory of root's Kiln is in the lab.
+const LAB_DATA_DIR: &str = "var/lib/kiln";
+
+/// Kernels and images of `KILN_DATA_DIR`, or of the demo.
+fn kiln_data() -> Vec<Artefact> {
+    let data_dir = std::env::var_os("KILN_DATA_DIR")
+        .map_or_else(|| workspace::target().join("demo"), PathBuf::from);
+    let present = KILN_DATA.iter().filter(|part| data_dir.join(part).is_dir());
+    present
+        .map(|part| Artefact {
+            host: data_dir.join(part),
+            guest: Path::new(LAB_DATA_DIR).join(part),
+        })
+        .collect()
 }
 
 /// A directory for one run, removed afterwards. One whose process is gone is removed by the next

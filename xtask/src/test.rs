@@ -55,6 +55,9 @@ const SYSTEM_TESTS: &str = "e2e";
 pub(crate) fn run(options: &Options) -> Result<ExitCode, TestError> {
     setup::ensure(Purpose::Test)?;
     let mut session = Session::start()?;
+    if !options.fast {
+        session.release();
+    }
     if !options.lab {
         session.static_checks();
         if !options.fast {
@@ -90,6 +93,12 @@ impl Session {
             log,
             tally: Tally::default(),
         })
+    }
+
+    /// System tests and lab use the binary as it is released; a debug build would measure itself.
+    fn release(&mut self) {
+        let build = ["build", "--release", "--locked", "-p", "kiln-cli"];
+        self.check(step::run(&mut step::cargo(build)));
     }
 
     fn static_checks(&mut self) {
@@ -131,14 +140,6 @@ impl Session {
             self.skip("system tests: left out by --fast");
             return Ok(());
         }
-        // They drive the binary as it is released; a debug build would measure itself.
-        self.check(step::run(&mut step::cargo([
-            "build",
-            "--release",
-            "--locked",
-            "-p",
-            "kiln-cli",
-        ])));
         let mut serial = step::cargo([
             "test",
             "--locked",

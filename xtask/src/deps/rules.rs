@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kiln-api", &[]),
     ("kiln-daemon", &["kiln", "kiln-api"]),
     ("kiln-cli", &["kiln-api", "kiln-daemon"]),
-    ("xtask", &["kiln-agent-proto", "kiln-image"]),
+    ("xtask", &["kiln-agent-proto"]),
     ("e2e", &["kiln-api"]),
 ];
 
