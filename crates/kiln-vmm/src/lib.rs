@@ -20,10 +20,12 @@ pub mod firecracker;
 mod instance;
 mod machine;
 mod output;
+pub mod probe;
 pub mod process;
 mod program;
 pub mod qemu;
 mod readable_fd;
+pub mod select;
 mod validate;
 
 pub use discard::discard;
@@ -33,6 +35,9 @@ pub use machine::{
     Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
 };
 pub use program::ProgramError;
+pub use select::{
+    EnginePreference, Finding, SelectError, SelectOptions, Selection, Subject, select,
+};
 pub use validate::{
     MAX_DISK_ID_BYTES, MAX_KERNEL_ARGS_BYTES, MAX_SOCKET_PATH_BYTES, SpecFault, SpecFaults,
 };
