@@ -108,6 +108,16 @@ pub enum AptError {
     },
 }
 
+impl AptError {
+    /// An archive moves on: what old lists name may be gone, and what is new is not in them.
+    fn may_be_stale_lists(&self) -> bool {
+        matches!(
+            self,
+            Self::Download { .. } | Self::NoSuchPackage { .. } | Self::Unsatisfiable { .. }
+        )
+    }
+}
+
 /// The package archive of this host, through its apt.
 #[derive(Debug)]
 pub struct AptSource {
@@ -143,6 +153,34 @@ impl AptSource {
         source.use_own_lists()?;
         source.fetch_lists(progress)?;
         Ok(source)
+    }
+
+    /// Opens the archive for an operation and, where it fails because the host's lists are older
+    /// than the archive, runs it once more with fresh lists of our own.
+    ///
+    /// # Errors
+    /// See [`AptError`].
+    pub fn with_archive<T>(
+        root: &Path,
+        progress: &dyn Progress,
+        operation: impl Fn(&Self) -> Result<T, AptError>,
+    ) -> Result<T, AptError> {
+        let error = match operation(&Self::open(root, progress)?) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if !error.may_be_stale_lists() {
+            return Err(error);
+        }
+        progress.report(ProgressEvent::Note(format!(
+            "Asking with fresh package lists: {error}"
+        )));
+        let fresh = Self::open_fresh(root, progress);
+        match fresh {
+            Ok(source) => operation(&source),
+            // The first failure is nearer to the cause.
+            Err(_) => Err(error),
+        }
     }
 
     /// The candidate version of one package.
@@ -440,3 +478,7 @@ fn last_words(answer: &Answer) -> String {
         .collect();
     lines[lines.len().saturating_sub(SAID_LINES)..].join("; ")
 }
+
+#[cfg(test)]
+#[path = "apt_tests.rs"]
+mod tests;

@@ -233,12 +233,11 @@ pub(crate) mod tests {
         let mut bytes = MAGIC.to_vec();
         for (name, data) in members {
             let size = data.len();
-            write!(
-                bytes,
-                "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n",
+            let header = format!(
+                "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`",
                 0, 0, 0, 100_644
-            )
-            .unwrap();
+            );
+            writeln!(bytes, "{header}").unwrap();
             bytes.extend_from_slice(data);
             if size % 2 == 1 {
                 bytes.push(b'\n');

@@ -167,6 +167,12 @@ fn skip(tar: &mut impl Read, count: u64) -> Result<(), FilesError> {
     Ok(())
 }
 
+/// Reads a tar from memory: the entry of the fuzz target.
+#[doc(hidden)]
+pub fn fuzz_files(bytes: &[u8]) {
+    let _ = for_each_file(bytes, |_, _| Ok::<(), FilesError>(()));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

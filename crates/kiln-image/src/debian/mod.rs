@@ -19,6 +19,8 @@ pub use deb::fuzz_members;
 pub use deb::{DebError, DebPackage};
 pub use files::FilesError;
 pub(crate) use files::for_each_file;
+#[doc(hidden)]
+pub use files::fuzz_files;
 
 /// The name Debian gives to this machine's architecture.
 pub(crate) const fn host_architecture() -> &'static str {

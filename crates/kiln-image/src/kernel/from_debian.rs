@@ -19,52 +19,33 @@ const MAX_FILE: u64 = 256 << 20;
 
 /// Fetches the newest kernel package and takes it apart.
 pub(super) fn gather(apt_root: &Path, progress: &dyn Progress) -> Result<Material, KernelError> {
-    let apt = AptSource::open(apt_root, progress).map_err(KernelError::Apt)?;
-    let packages = kernel_packages(&apt)?;
-    let files = match apt.download(&packages, progress) {
-        // Lists older than the archive name packages that are gone: ask again with fresh ones.
-        Err(AptError::Download { said, .. }) => {
-            let note = format!("Fetching newer package lists, since a download failed: {said}");
-            progress.report(ProgressEvent::Note(note));
-            let apt = AptSource::open_fresh(apt_root, progress).map_err(KernelError::Apt)?;
-            return fetched(&apt, &kernel_packages(&apt)?, progress);
-        }
-        other => other.map_err(KernelError::Apt)?,
+    let fetch = |apt: &AptSource| {
+        let packages = kernel_packages(apt)?;
+        let files = apt.download(&packages, progress)?;
+        Ok((packages, files))
     };
+    let fetched = AptSource::with_archive(apt_root, progress, fetch);
+    let (packages, files) = fetched.map_err(KernelError::Apt)?;
     take_apart(&packages, files, progress)
-}
-
-fn fetched(
-    apt: &AptSource,
-    packages: &[Package],
-    progress: &dyn Progress,
-) -> Result<Material, KernelError> {
-    let files = apt.download(packages, progress).map_err(KernelError::Apt)?;
-    take_apart(packages, files, progress)
 }
 
 /// The versioned kernel package behind the meta package, and where the distribution splits them
 /// (Ubuntu), its modules.
-fn kernel_packages(apt: &AptSource) -> Result<Vec<Package>, KernelError> {
+fn kernel_packages(apt: &AptSource) -> Result<Vec<Package>, AptError> {
     let debian = format!("linux-image-cloud-{}", host_architecture());
     let image = match apt.candidate_behind(&debian, "linux-image-") {
         Err(AptError::NoSuchPackage { .. }) => apt
             .candidate_behind("linux-image-virtual", "linux-image-")
-            .map_err(|_| AptError::NoSuchPackage {
-                package: debian.clone(),
-            }),
-        other => other,
+            .map_err(|_| AptError::NoSuchPackage { package: debian })?,
+        other => other?,
     };
-    let image = image.map_err(KernelError::Apt)?;
     let modules = image.name.replacen("linux-image-", "linux-modules-", 1);
-    let has_modules = |package: &Package| {
-        package
-            .depends
-            .iter()
-            .any(|dependency| dependency.alternatives.contains(&modules))
-    };
-    if has_modules(&image) {
-        let modules = apt.candidate(&modules).map_err(KernelError::Apt)?;
+    let needs_modules = image
+        .depends
+        .iter()
+        .any(|dependency| dependency.alternatives.contains(&modules));
+    if needs_modules {
+        let modules = apt.candidate(&modules)?;
         return Ok(vec![image, modules]);
     }
     Ok(vec![image])

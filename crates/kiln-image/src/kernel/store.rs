@@ -21,7 +21,7 @@ use super::{
     Architecture, KernelError, KernelSource, Material, PinnedKernel, firecracker_ci, from_debian,
     from_local, io_error,
 };
-use crate::progress::{Progress, ProgressEvent};
+use crate::progress::{Progress, ProgressEvent, Silent};
 use crate::publish::{FileStamp, digest, sync_directory, write_atomically};
 
 const PARTIAL: &str = ".partial-";
@@ -102,7 +102,7 @@ impl KernelStore {
     ) -> Result<KernelBundle, KernelError> {
         let source = &absolute(source)?;
         let key = self.key(source)?;
-        if let Some(bundle) = self.current(&key, progress) {
+        if let Some(bundle) = self.current(&key, &Silent) {
             return Ok(bundle);
         }
         let _flight = self.flight(progress)?;
@@ -322,3 +322,7 @@ fn absolute(source: &KernelSource) -> Result<KernelSource, KernelError> {
         other => other.clone(),
     })
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
