@@ -21,9 +21,19 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn build_agent() -> Result<PathBuf, Box<dyn Error>> {
-    let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
-    for source in ["crates/kiln-agent", "crates/kiln-agent-proto", "Cargo.lock", "Cargo.toml"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(source).display());
+    let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
+        .join("../..")
+        .canonicalize()?;
+    for source in [
+        "crates/kiln-agent",
+        "crates/kiln-agent-proto",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(source).display()
+        );
     }
     let target = agent_target()?;
     let target_dir = target_dir()?.join("kiln-agent");
@@ -55,11 +65,19 @@ fn cargo(workspace: &Path) -> Result<Command, Box<dyn Error>> {
             command.env_remove(&name);
         }
     }
-    for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR"] {
+    for name in [
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_TARGET_DIR",
+    ] {
         command.env_remove(name);
     }
     // Static: it is the only program in its initramfs. The separator is cargo's own.
-    command.env("CARGO_ENCODED_RUSTFLAGS", "-C\u{1f}target-feature=+crt-static");
+    command.env(
+        "CARGO_ENCODED_RUSTFLAGS",
+        "-C\u{1f}target-feature=+crt-static",
+    );
     Ok(command)
 }
 
@@ -71,14 +89,23 @@ fn agent_target() -> Result<String, Box<dyn Error>> {
     let host = env::var("TARGET")?;
     let musl = host.replace("-gnu", "-musl");
     let rustc = env::var("RUSTC")?;
-    let asked = Command::new(rustc).args(["--print", "target-libdir", "--target", &musl]).output()?;
+    let asked = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", &musl])
+        .output()?;
     let libdir = PathBuf::from(String::from_utf8_lossy(&asked.stdout).trim());
-    Ok(if asked.status.success() && libdir.is_dir() { musl } else { host })
+    Ok(if asked.status.success() && libdir.is_dir() {
+        musl
+    } else {
+        host
+    })
 }
 
 /// `target/`, found from `target/<profile>/build/<crate>-<hash>/out`.
 fn target_dir() -> Result<PathBuf, Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let dir = out.ancestors().nth(4).ok_or("OUT_DIR is not where cargo puts it")?;
+    let dir = out
+        .ancestors()
+        .nth(4)
+        .ok_or("OUT_DIR is not where cargo puts it")?;
     Ok(dir.to_path_buf())
 }

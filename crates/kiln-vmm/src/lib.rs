@@ -31,8 +31,8 @@ mod validate;
 pub use discard::discard;
 pub use error::{AdoptError, Diagnostics, MachineError, SpawnError};
 pub use machine::{
-    Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind,
-    EnginePreference, Exit, Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
+    Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
+    Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
 };
 pub use program::ProgramError;
 pub use select::{

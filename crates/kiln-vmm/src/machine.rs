@@ -21,19 +21,6 @@ pub enum EngineKind {
     Fake,
 }
 
-/// Which engine a user wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EnginePreference {
-    /// The best that works on this host.
-    #[default]
-    Auto,
-    /// Firecracker or nothing.
-    Firecracker,
-    /// QEMU or nothing.
-    Qemu,
-}
-
 /// How the processor of the guest is provided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

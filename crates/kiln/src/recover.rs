@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_vmm::{AdoptError, Machine};
+use kiln_vmm::AdoptError;
 use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
@@ -28,44 +28,53 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Error> {
-    let machine = running_machine(shared, &row).await;
-    match (row.intent, machine) {
-        (Some(Intent::Remove), machine) => finish_removal(shared, &row, machine).await,
-        (None, Some(machine)) if row.state == SandboxState::Running => {
-            info!(id = %row.id, "adopted");
-            let link = launch::open_link(&row, machine.as_ref())?;
-            let live = Some(Live { machine, link });
-            shared.adopt_driver(driver::spawn(Arc::clone(shared), row, live));
-            Ok(())
-        }
-        (intent, machine) => {
-            end(machine).await?;
-            settle(&mut row, intent);
-            remove_runtime(&shared.directories.machine(&row.id))?;
-            let stored = row.clone();
-            shared.store.write(move |tx| Sandboxes(tx).update(&stored)).await?;
-            shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
-            Ok(())
-        }
+    if row.state == SandboxState::Running
+        && row.intent.is_none()
+        && let Some(live) = adopted(shared, &row).await
+    {
+        info!(id = %row.id, "adopted");
+        shared.adopt_driver(driver::spawn(Arc::clone(shared), row, Some(live)));
+        return Ok(());
     }
+    end(&row).await?;
+    if row.intent == Some(Intent::Remove) {
+        return finish_removal(shared, &row).await;
+    }
+    settle(&mut row);
+    remove_runtime(&shared.directories.machine(&row.id))?;
+    let stored = row.clone();
+    shared.store.write(move |tx| Sandboxes(tx).update(&stored)).await?;
+    shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
+    Ok(())
 }
 
 /// The machine of a row, if the very process that was recorded still runs and answers.
-async fn running_machine(shared: &Shared, row: &SandboxRow) -> Option<Arc<dyn Machine>> {
-    let record = row.machine.as_ref()?;
-    match shared.engines.adopt(record).await {
-        Ok(machine) => Some(Arc::from(machine)),
-        Err(AdoptError::Gone { .. }) => None,
+async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
+    let machine = match shared.engines.adopt(row.machine.as_ref()?).await {
+        Ok(machine) => machine,
+        Err(AdoptError::Gone { .. }) => return None,
         Err(error) => {
-            warn!(id = %row.id, %error, "a machine runs but cannot be adopted");
-            None
+            warn!(id = %row.id, %error, "a machine cannot be adopted and is ended");
+            return None;
         }
-    }
+    };
+    let link = launch::open_link(row, machine.as_ref());
+    link.inspect_err(|error| warn!(id = %row.id, %error, "a machine has no agent and is ended"))
+        .ok()
+        .map(|link| Live { machine, link })
+}
+
+/// Ends what is left of a row's machine: by its recorded identity, so never a stranger.
+async fn end(row: &SandboxRow) -> Result<(), Error> {
+    let Some(record) = &row.machine else { return Ok(()) };
+    kiln_vmm::discard(record, Duration::ZERO).await.map(drop).map_err(|source| {
+        Error::new(ErrorCode::Host, "cannot end a left-over machine").with_source(source)
+    })
 }
 
 /// What a row says once its machine, if any, has been ended.
-fn settle(row: &mut SandboxRow, intent: Option<Intent>) {
-    let (state, reason) = match (intent, row.state) {
+fn settle(row: &mut SandboxRow) {
+    let (state, reason) = match (row.intent, row.state) {
         (Some(Intent::Start), _) | (None, SandboxState::Starting) => {
             (SandboxState::Error, Some("the daemon died while it started the sandbox"))
         }
@@ -85,24 +94,12 @@ fn settle(row: &mut SandboxRow, intent: Option<Intent>) {
     }
 }
 
-async fn finish_removal(
-    shared: &Shared,
-    row: &SandboxRow,
-    machine: Option<Arc<dyn Machine>>,
-) -> Result<(), Error> {
-    end(machine).await?;
+async fn finish_removal(shared: &Shared, row: &SandboxRow) -> Result<(), Error> {
     shared.delete_files(&row.id).await?;
     let id = row.id.clone();
     shared.store.write(move |tx| Sandboxes(tx).delete(&id)).await?;
     info!(id = %row.id, "finished a removal that was begun");
     Ok(())
-}
-
-async fn end(machine: Option<Arc<dyn Machine>>) -> Result<(), Error> {
-    let Some(machine) = machine else { return Ok(()) };
-    machine.close(Duration::ZERO).await.map(drop).map_err(|source| {
-        Error::new(ErrorCode::Host, "cannot end a left-over machine").with_source(source)
-    })
 }
 
 /// Directories named by ids that no row has: what a crash left between files and row.

@@ -28,7 +28,9 @@ fn words(text: &[u8]) -> [u32; 8] {
     let mut words = [pad; 8];
     let text = &text[..text.len().min(32)];
     for (word, characters) in words.iter_mut().zip(text.chunks(4)) {
-        *word = characters.iter().fold(pad, |word, c| (word << 8).wrapping_add(u32::from(*c)));
+        *word = characters
+            .iter()
+            .fold(pad, |word, c| (word << 8).wrapping_add(u32::from(*c)));
     }
     words
 }
@@ -49,7 +51,10 @@ fn half_md4(state: &mut [u32; 4], input: &[u32; 8]) {
             // The register that is written goes a, d, c, b, a, …
             let a = (4 - step % 4) % 4;
             let mixed = mix(s[(a + 1) % 4], s[(a + 2) % 4], s[(a + 3) % 4]);
-            let sum = s[a].wrapping_add(mixed).wrapping_add(input[at]).wrapping_add(constant);
+            let sum = s[a]
+                .wrapping_add(mixed)
+                .wrapping_add(input[at])
+                .wrapping_add(constant);
             s[a] = sum.rotate_left(shifts[step % 4]);
         }
     }

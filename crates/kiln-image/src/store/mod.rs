@@ -136,7 +136,10 @@ impl ImageStore {
         let mut images = Vec::new();
         for entry in std::fs::read_dir(&directory).during("read", &directory)? {
             let entry = entry.during("read", &directory)?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<ImageId>().ok());
+            let id = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<ImageId>().ok());
             // Removed meanwhile, perhaps.
             if let Some(id) = id
                 && let Some(image) = self.get(&id)?
@@ -161,7 +164,9 @@ impl ImageStore {
         in_use: &dyn Fn(&ImageId) -> bool,
     ) -> Result<(), ImageError> {
         let _lock = self.lock(id)?;
-        let image = self.get(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
+        let image = self
+            .get(id)?
+            .ok_or_else(|| ImageError::NotFound(id.to_string()))?;
         if in_use(id) || image.has_other_names()? {
             return Err(ImageError::InUse(id.to_string()));
         }
@@ -191,7 +196,9 @@ impl ImageStore {
 
     fn memo(&self, name: &str) -> PathBuf {
         use sha2::{Digest, Sha256};
-        self.root.join("memo").join(hex::encode(Sha256::digest(name.as_bytes())))
+        self.root
+            .join("memo")
+            .join(hex::encode(Sha256::digest(name.as_bytes())))
     }
 
     /// Removes the work of processes that live no more.
@@ -207,7 +214,9 @@ impl ImageStore {
         let directory = self.root.join("memo");
         for entry in std::fs::read_dir(&directory).during("read", &directory)? {
             let path = entry.during("read", &directory)?.path();
-            let id = std::fs::read_to_string(&path).ok().and_then(|id| id.trim().parse().ok());
+            let id = std::fs::read_to_string(&path)
+                .ok()
+                .and_then(|id| id.trim().parse().ok());
             let exists = id.is_some_and(|id| self.image_directory(&id).exists());
             if !exists && let Err(error) = std::fs::remove_file(&path) {
                 tracing::debug!(path = %path.display(), %error, "stale memo stays");
@@ -230,5 +239,9 @@ impl ImageStore {
 }
 
 fn store_error(action: &'static str, path: &Path, source: io::Error) -> ImageError {
-    ImageError::Store { action, path: path.into(), source }
+    ImageError::Store {
+        action,
+        path: path.into(),
+        source,
+    }
 }
