@@ -21,7 +21,7 @@ const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 const QEMU_PROGRAM: &str = "qemu-system-aarch64";
 
 /// What the user wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EnginePreference {
     /// Firecracker where KVM runs guests and it is installed, else QEMU.
@@ -98,6 +98,16 @@ pub enum Subject {
     Firecracker,
     /// The QEMU binary.
     Qemu,
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "KVM",
+            Self::Firecracker => "Firecracker",
+            Self::Qemu => "QEMU",
+        })
+    }
 }
 
 /// Why there is no engine.

@@ -22,7 +22,10 @@ pub struct ConsoleReader {
 #[derive(Debug)]
 enum Source {
     /// A machine that runs; `growth` is there if its end is waited for.
-    Live { log: ConsoleLog, growth: Option<watch::Receiver<ConsoleEnd>> },
+    Live {
+        log: ConsoleLog,
+        growth: Option<watch::Receiver<ConsoleEnd>>,
+    },
     /// A machine that has ended.
     Ended(Option<kiln_vmm::console::ConsoleReader>),
 }
@@ -58,7 +61,11 @@ impl ConsoleReader {
                 self.offset = chunk.end();
                 return Ok(Some(Bytes::from(chunk.bytes)));
             }
-            let Source::Live { growth: Some(growth), .. } = &mut self.source else {
+            let Source::Live {
+                growth: Some(growth),
+                ..
+            } = &mut self.source
+            else {
                 return Ok(None);
             };
             if closed || growth.changed().await.is_err() {
@@ -70,7 +77,10 @@ impl ConsoleReader {
     /// Whether nothing will follow; asked before the read that finds nothing.
     fn is_closed(&mut self) -> bool {
         match &mut self.source {
-            Source::Live { growth: Some(growth), .. } => growth.borrow_and_update().closed,
+            Source::Live {
+                growth: Some(growth),
+                ..
+            } => growth.borrow_and_update().closed,
             _ => true,
         }
     }
@@ -84,15 +94,22 @@ impl ConsoleReader {
             }
             Source::Ended(slot) => {
                 // The reader comes back with its answer; after a failed read there is none.
-                let Some(reader) = slot.take() else { return Ok(Chunk::default()) };
+                let Some(reader) = slot.take() else {
+                    return Ok(Chunk::default());
+                };
                 let read = move || (reader.read(offset, CHUNK), reader);
-                tokio::task::spawn_blocking(read).await.map(|(chunk, reader)| {
-                    *slot = Some(reader);
-                    chunk
-                })
+                tokio::task::spawn_blocking(read)
+                    .await
+                    .map(|(chunk, reader)| {
+                        *slot = Some(reader);
+                        chunk
+                    })
             }
         };
-        outcome.map_err(std::io::Error::other).and_then(|read| read).map_err(unreadable)
+        outcome
+            .map_err(std::io::Error::other)
+            .and_then(|read| read)
+            .map_err(unreadable)
     }
 }
 

@@ -36,7 +36,10 @@ impl Engines {
             cache_dir,
             allow_unusable_kvm: false,
         };
-        Self { options, chosen: Mutex::default() }
+        Self {
+            options,
+            chosen: Mutex::default(),
+        }
     }
 
     /// The engine for a preference. A failure is not remembered: what is missing may be installed
@@ -52,16 +55,25 @@ impl Engines {
     }
 
     /// Takes over a machine that an earlier owner started. Nothing is probed: it runs.
-    pub(crate) async fn adopt(&self, record: &MachineRecord) -> Result<Arc<dyn Machine>, AdoptError> {
+    pub(crate) async fn adopt(
+        &self,
+        record: &MachineRecord,
+    ) -> Result<Arc<dyn Machine>, AdoptError> {
         let preference = match record.engine {
             EngineKind::Firecracker => EnginePreference::Firecracker,
             EngineKind::Qemu => EnginePreference::Qemu,
             EngineKind::Fake => EnginePreference::Auto,
         };
-        let options = SelectOptions { allow_unusable_kvm: true, ..self.options.clone() };
-        let selection = kiln_vmm::select(preference, &options).await.map_err(|error| {
-            AdoptError::Unresponsive { id: record.id.clone(), source: std::io::Error::other(error) }
-        })?;
+        let options = SelectOptions {
+            allow_unusable_kvm: true,
+            ..self.options.clone()
+        };
+        let selection = kiln_vmm::select(preference, &options)
+            .await
+            .map_err(|error| AdoptError::Unresponsive {
+                id: record.id.clone(),
+                source: std::io::Error::other(error),
+            })?;
         selection.engine.adopt(record).await.map(Arc::from)
     }
 }
@@ -69,7 +81,11 @@ impl Engines {
 impl From<Selection> for Chosen {
     fn from(selection: Selection) -> Self {
         let tell = |finding: &kiln_vmm::Finding| {
-            let verdict = if finding.usable { "usable" } else { "not usable" };
+            let verdict = if finding.usable {
+                "usable"
+            } else {
+                "not usable"
+            };
             format!("{}: {verdict}: {}", finding.about, finding.detail)
         };
         Self {

@@ -29,7 +29,11 @@ impl Events {
     }
 
     pub(crate) fn publish(&self, sandbox: &str, state: Option<SandboxState>) {
-        let event = Event { sandbox: sandbox.to_owned(), state, at_ms: crate::clock::now_ms() };
+        let event = Event {
+            sandbox: sandbox.to_owned(),
+            state,
+            at_ms: crate::clock::now_ms(),
+        };
         // Nobody listening is not an error.
         let _ = self.0.send(event);
     }

@@ -31,7 +31,9 @@ pub struct Host {
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("directories", &self.shared.directories).finish()
+        f.debug_struct("Host")
+            .field("directories", &self.shared.directories)
+            .finish()
     }
 }
 
@@ -115,7 +117,12 @@ impl Host {
         let (engine, reason, findings, warnings) = match chosen {
             Ok(chosen) => {
                 let warnings = chosen.warning.clone().into_iter().collect();
-                (Some(chosen.engine), chosen.reason, chosen.findings, warnings)
+                (
+                    Some(chosen.engine),
+                    chosen.reason,
+                    chosen.findings,
+                    warnings,
+                )
             }
             Err(error) => (None, error.message(), Vec::new(), Vec::new()),
         };
@@ -160,10 +167,14 @@ impl Host {
             started_at_ms: None,
         };
         let stored = row.clone();
-        self.shared.store.write(move |tx| Sandboxes(tx).insert(&stored)).await?;
+        self.shared
+            .store
+            .write(move |tx| Sandboxes(tx).insert(&stored))
+            .await?;
         let info = SandboxInfo::from(&row);
         self.shared.events.publish(&row.id, Some(row.state));
-        self.shared.adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
+        self.shared
+            .adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
         Ok(info)
     }
 
@@ -177,7 +188,8 @@ impl Host {
         key: &str,
         progress: Arc<dyn Progress>,
     ) -> Result<SandboxInfo, Error> {
-        self.ask(key, |reply| Command::Start { progress, reply }).await
+        self.ask(key, |reply| Command::Start { progress, reply })
+            .await
     }
 
     /// Ends a sandbox's machine; its scratch disk stays. One that is not running is a success.
@@ -194,7 +206,8 @@ impl Host {
     /// # Errors
     /// [`ErrorCode::InvalidState`] when it runs and `force` is not set.
     pub async fn remove(&self, key: &str, force: bool) -> Result<(), Error> {
-        self.ask(key, |reply| Command::Remove { force, reply }).await
+        self.ask(key, |reply| Command::Remove { force, reply })
+            .await
     }
 
     /// One sandbox, by id, unique prefix of an id, or name.
@@ -214,7 +227,10 @@ impl Host {
         views.sort_by(|a, b| {
             (b.row.created_at_ms, &a.row.id).cmp(&(a.row.created_at_ms, &b.row.id))
         });
-        Ok(views.iter().map(|view| SandboxInfo::from(view.row.as_ref())).collect())
+        Ok(views
+            .iter()
+            .map(|view| SandboxInfo::from(view.row.as_ref()))
+            .collect())
     }
 
     /// Runs a command in a sandbox.
@@ -232,7 +248,7 @@ impl Host {
     /// # Errors
     /// As [`Host::exec`], and [`ErrorCode::SessionNotFound`].
     pub async fn attach(&self, key: &str, session: u64) -> Result<ExecSession, Error> {
-        Ok(self.link(key, "attach to")?.attach(session).await?)
+        Ok(self.link(key, "attach to")?.attach(session, 0).await?)
     }
 
     /// The sessions of a sandbox.
@@ -262,13 +278,21 @@ impl Host {
     /// Number of sandboxes with a machine.
     #[must_use]
     pub fn live_sandboxes(&self) -> usize {
-        self.shared.views().iter().filter(|view| view.row.state.is_live()).count()
+        self.shared
+            .views()
+            .iter()
+            .filter(|view| view.row.state.is_live())
+            .count()
     }
 
     /// Lets go of the data directory. Machines run on; the next owner adopts them.
     pub async fn close(self) {
         let drivers = std::mem::take(
-            &mut *self.shared.drivers.write().unwrap_or_else(PoisonError::into_inner),
+            &mut *self
+                .shared
+                .drivers
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
         );
         for (_, driver) in drivers {
             let mut view = driver.view.clone();
@@ -298,11 +322,16 @@ impl Host {
 
     fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
         let view = self.view(key)?;
-        view.link.filter(|_| view.row.state == SandboxState::Running).ok_or_else(|| {
-            let (id, state) = (&view.row.id, view.row.state);
-            Error::new(ErrorCode::InvalidState, format!("cannot {call} sandbox {id}: it is {state}"))
+        view.link
+            .filter(|_| view.row.state == SandboxState::Running)
+            .ok_or_else(|| {
+                let (id, state) = (&view.row.id, view.row.state);
+                Error::new(
+                    ErrorCode::InvalidState,
+                    format!("cannot {call} sandbox {id}: it is {state}"),
+                )
                 .with_hint("only a running sandbox can do that")
-        })
+            })
     }
 }
 
@@ -313,10 +342,12 @@ impl Shared {
     }
 
     pub(crate) fn boot_deadline(&self, chosen: &Chosen) -> Duration {
-        self.config.boot_deadline.unwrap_or(match chosen.engine.capabilities().acceleration {
-            Acceleration::Kvm => KVM_BOOT_DEADLINE,
-            Acceleration::Tcg => TCG_BOOT_DEADLINE,
-        })
+        self.config
+            .boot_deadline
+            .unwrap_or(match chosen.engine.capabilities().acceleration {
+                Acceleration::Kvm => KVM_BOOT_DEADLINE,
+                Acceleration::Tcg => TCG_BOOT_DEADLINE,
+            })
     }
 
     /// Deletes every file of a sandbox.
@@ -335,16 +366,25 @@ impl Shared {
 
     pub(crate) fn adopt_driver(&self, driver: DriverHandle) {
         let id = driver.view.borrow().row.id.clone();
-        self.drivers.write().unwrap_or_else(PoisonError::into_inner).insert(id, driver);
+        self.drivers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, driver);
     }
 
     pub(crate) fn forget(&self, id: &str) {
-        self.drivers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.drivers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     fn views(&self) -> Vec<View> {
         let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
-        drivers.values().map(|driver| driver.view.borrow().clone()).collect()
+        drivers
+            .values()
+            .map(|driver| driver.view.borrow().clone())
+            .collect()
     }
 
     /// By id, by name, then by unique prefix of an id.
@@ -353,25 +393,32 @@ impl Shared {
         if let Some(driver) = drivers.get(key) {
             return Ok(driver.clone());
         }
-        let named = |driver: &&DriverHandle| driver.view.borrow().row.spec.name.as_deref() == Some(key);
+        let named =
+            |driver: &&DriverHandle| driver.view.borrow().row.spec.name.as_deref() == Some(key);
         if let Some(driver) = drivers.values().find(named) {
             return Ok(driver.clone());
         }
-        let mut fitting = drivers.iter().filter(|(id, _)| !key.is_empty() && id.starts_with(key));
+        let mut fitting = drivers
+            .iter()
+            .filter(|(id, _)| !key.is_empty() && id.starts_with(key));
         match (fitting.next(), fitting.next()) {
             (Some((_, driver)), None) => Ok(driver.clone()),
-            (Some(_), Some(_)) => {
-                Err(Error::new(ErrorCode::Ambiguous, format!("several sandboxes begin with {key:?}"))
-                    .with_hint("give more characters of the id"))
-            }
+            (Some(_), Some(_)) => Err(Error::new(
+                ErrorCode::Ambiguous,
+                format!("several sandboxes begin with {key:?}"),
+            )
+            .with_hint("give more characters of the id")),
             (None, _) => Err(not_found(key)),
         }
     }
 }
 
 fn not_found(key: &str) -> Error {
-    Error::new(ErrorCode::NotFound, format!("no sandbox has the id or name {key:?}"))
-        .with_hint("`kiln ps` lists them")
+    Error::new(
+        ErrorCode::NotFound,
+        format!("no sandbox has the id or name {key:?}"),
+    )
+    .with_hint("`kiln ps` lists them")
 }
 
 fn parallel_boots(config: &HostConfig) -> usize {

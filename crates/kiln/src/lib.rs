@@ -19,8 +19,12 @@ mod sandbox;
 mod store;
 
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
+pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
+pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession};
+pub use host::{Host, HostInfo};
 pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings};

@@ -43,7 +43,10 @@ fn in_use(path: &Path, file: &mut File) -> Error {
     // The number is a courtesy; the lock itself is what counts.
     let _ = file.take(16).read_to_string(&mut owner);
     let dir = path.parent().unwrap_or(path).display();
-    let message = format!("the data directory {dir} belongs to process {}", owner.trim());
+    let message = format!(
+        "the data directory {dir} belongs to process {}",
+        owner.trim()
+    );
     Error::new(ErrorCode::DataDirInUse, message)
         .with_hint("use that daemon, end it, or choose another data directory")
 }

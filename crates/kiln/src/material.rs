@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiln_image::debian::DebPackage;
 use kiln_image::default_image::{self, DefaultImageError};
 use kiln_image::initramfs::{InitramfsCache, InitramfsError};
 use kiln_image::kernel::{KernelError, KernelSource, KernelStore};
@@ -81,7 +82,9 @@ impl Materials {
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
         };
-        Ok(Self { stores: Arc::new(stores) })
+        Ok(Self {
+            stores: Arc::new(stores),
+        })
     }
 
     /// Finds or makes everything that is shared between sandboxes. Dropped early, it goes on in
@@ -129,7 +132,10 @@ impl Stores {
         if let Some(image) = self.images.recall(DEFAULT_IMAGE_MEMO) {
             return Ok(image);
         }
-        let _turn = self.making_default.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self
+            .making_default
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(image) = self.images.recall(DEFAULT_IMAGE_MEMO) {
             return Ok(image);
         }
@@ -143,17 +149,20 @@ impl Stores {
 
 fn kernel_source(spec: &SandboxSpec) -> KernelSource {
     match &spec.kernel {
-        Some(kernel) => {
-            KernelSource::Local { kernel: kernel.clone(), modules: spec.modules.clone() }
-        }
+        Some(kernel) => KernelSource::Local {
+            kernel: kernel.clone(),
+            modules: spec.modules.clone(),
+        },
         None => KernelSource::Debian,
     }
 }
 
 fn layers(image: default_image::DefaultImage) -> Result<Vec<LayerSource>, Error> {
-    let mut layers = vec![LayerSource::Stream(Box::new(std::io::Cursor::new(image.base)))];
+    let mut layers = vec![LayerSource::Stream(Box::new(std::io::Cursor::new(
+        image.base,
+    )))];
     for deb in &image.debs {
-        let tar = default_image::Layer::Deb(deb).tar().map_err(|source| {
+        let tar = DebPackage::open(deb).and_then(DebPackage::data_tar).map_err(|source| {
             Error::new(ErrorCode::ImageFailed, format!("cannot open {}", deb.display()))
                 .with_source(source)
         })?;
@@ -167,7 +176,9 @@ pub(crate) fn check_sources(spec: &SandboxSpec) -> Result<String, Error> {
     for path in [&spec.kernel, &spec.modules].into_iter().flatten() {
         exists(path, ErrorCode::KernelFailed, "the kernel")?;
     }
-    let Some(image) = &spec.image else { return Ok(DEFAULT_IMAGE.to_owned()) };
+    let Some(image) = &spec.image else {
+        return Ok(DEFAULT_IMAGE.to_owned());
+    };
     exists(Path::new(image), ErrorCode::ImageFailed, "the image")?;
     Ok(image.clone())
 }
@@ -185,9 +196,11 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-        Err(Error::new(ErrorCode::Host, "a task of the host died").with_source(panic))
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| {
+            Err(Error::new(ErrorCode::Host, "a task of the host died").with_source(panic))
+        })
 }
 
 impl From<KernelError> for Error {

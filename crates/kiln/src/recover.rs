@@ -21,7 +21,10 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     for row in rows {
         recover_one(shared, row).await?;
     }
-    for dir in [shared.directories.machines(), shared.directories.sandboxes()] {
+    for dir in [
+        shared.directories.machines(),
+        shared.directories.sandboxes(),
+    ] {
         sweep_unknown(&dir, &known)?;
     }
     Ok(())
@@ -43,7 +46,10 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Er
     settle(&mut row);
     remove_runtime(&shared.directories.machine(&row.id))?;
     let stored = row.clone();
-    shared.store.write(move |tx| Sandboxes(tx).update(&stored)).await?;
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).update(&stored))
+        .await?;
     shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
     Ok(())
 }
@@ -66,24 +72,31 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
 
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.
 async fn end(row: &SandboxRow) -> Result<(), Error> {
-    let Some(record) = &row.machine else { return Ok(()) };
-    kiln_vmm::discard(record, Duration::ZERO).await.map(drop).map_err(|source| {
-        Error::new(ErrorCode::Host, "cannot end a left-over machine").with_source(source)
-    })
+    let Some(record) = &row.machine else {
+        return Ok(());
+    };
+    kiln_vmm::discard(record, Duration::ZERO)
+        .await
+        .map(drop)
+        .map_err(|source| {
+            Error::new(ErrorCode::Host, "cannot end a left-over machine").with_source(source)
+        })
 }
 
 /// What a row says once its machine, if any, has been ended.
 fn settle(row: &mut SandboxRow) {
     let (state, reason) = match (row.intent, row.state) {
-        (Some(Intent::Start), _) | (None, SandboxState::Starting) => {
-            (SandboxState::Error, Some("the daemon died while it started the sandbox"))
-        }
+        (Some(Intent::Start), _) | (None, SandboxState::Starting) => (
+            SandboxState::Error,
+            Some("the daemon died while it started the sandbox"),
+        ),
         (Some(Intent::Stop), _) | (None, SandboxState::Stopping) => {
             (SandboxState::Stopped, Some("stopped on request"))
         }
-        (_, SandboxState::Running) => {
-            (SandboxState::Stopped, Some("the machine ended while no daemon ran"))
-        }
+        (_, SandboxState::Running) => (
+            SandboxState::Stopped,
+            Some("the machine ended while no daemon ran"),
+        ),
         (_, rest) => (rest, None),
     };
     row.state = state;
@@ -97,7 +110,10 @@ fn settle(row: &mut SandboxRow) {
 async fn finish_removal(shared: &Shared, row: &SandboxRow) -> Result<(), Error> {
     shared.delete_files(&row.id).await?;
     let id = row.id.clone();
-    shared.store.write(move |tx| Sandboxes(tx).delete(&id)).await?;
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).delete(&id))
+        .await?;
     info!(id = %row.id, "finished a removal that was begun");
     Ok(())
 }

@@ -25,9 +25,18 @@ const QUEUE: usize = 16;
 
 /// What the driver is asked to do.
 pub(crate) enum Command {
-    Start { progress: Arc<dyn Progress>, reply: Reply<SandboxInfo> },
-    Stop { grace: Duration, reply: Reply<SandboxInfo> },
-    Remove { force: bool, reply: Reply<()> },
+    Start {
+        progress: Arc<dyn Progress>,
+        reply: Reply<SandboxInfo>,
+    },
+    Stop {
+        grace: Duration,
+        reply: Reply<SandboxInfo>,
+    },
+    Remove {
+        force: bool,
+        reply: Reply<()>,
+    },
 }
 
 impl Command {
@@ -64,7 +73,12 @@ pub(crate) fn spawn(shared: Arc<Shared>, row: SandboxRow, live: Option<Live>) ->
     let (commands, inbox) = mpsc::channel(QUEUE);
     let (publisher, view) = watch::channel(view_of(&row, live.as_ref()));
     let span = tracing::info_span!("sandbox", id = %row.id);
-    let driver = Driver { shared, row, live, publisher };
+    let driver = Driver {
+        shared,
+        row,
+        live,
+        publisher,
+    };
     tokio::spawn(tracing::Instrument::instrument(driver.run(inbox), span));
     DriverHandle { commands, view }
 }
@@ -168,7 +182,13 @@ impl Driver {
     }
 
     async fn publish_running(&mut self, launched: Launched) -> Result<(), Error> {
-        let Launched { live, engine, image_id, warnings, timings } = launched;
+        let Launched {
+            live,
+            engine,
+            image_id,
+            warnings,
+            timings,
+        } = launched;
         self.row.engine = Some(engine);
         self.row.machine = Some(live.machine.record().clone());
         self.row.image_id = Some(image_id);
@@ -192,7 +212,9 @@ impl Driver {
 
     /// Ends the machine; one that is not running is a success.
     async fn stop(&mut self, grace: Duration) -> Result<SandboxInfo, Error> {
-        let Some(live) = self.live.take() else { return Ok(self.info()) };
+        let Some(live) = self.live.take() else {
+            return Ok(self.info());
+        };
         self.row.intent = Some(Intent::Stop);
         self.become_state(SandboxState::Stopping).await?;
         let ended = stop::stop(&live, grace).await;
@@ -244,7 +266,10 @@ impl Driver {
         }
         self.shared.delete_files(&self.row.id).await?;
         let id = self.row.id.clone();
-        self.shared.store.write(move |tx| Sandboxes(tx).delete(&id)).await?;
+        self.shared
+            .store
+            .write(move |tx| Sandboxes(tx).delete(&id))
+            .await?;
         info!("removed");
         self.shared.forget(&self.row.id);
         self.shared.events.publish(&self.row.id, None);
@@ -255,24 +280,35 @@ impl Driver {
         if self.row.state.may_become(next) {
             return Ok(());
         }
-        let message = format!("cannot {call} sandbox {}: it is {}", self.row.id, self.row.state);
+        let message = format!(
+            "cannot {call} sandbox {}: it is {}",
+            self.row.id, self.row.state
+        );
         Err(Error::new(ErrorCode::InvalidState, message))
     }
 
     /// Writes the row down, then tells everyone.
     async fn become_state(&mut self, next: SandboxState) -> Result<(), Error> {
-        debug_assert!(self.row.state.may_become(next), "{} to {next}", self.row.state);
+        debug_assert!(
+            self.row.state.may_become(next),
+            "{} to {next}",
+            self.row.state
+        );
         self.row.state = next;
         let saved = self.save().await;
         info!(state = %next, reason = self.row.reason.as_deref(), "state");
-        self.publisher.send_replace(view_of(&self.row, self.live.as_ref()));
+        self.publisher
+            .send_replace(view_of(&self.row, self.live.as_ref()));
         self.shared.events.publish(&self.row.id, Some(next));
         saved
     }
 
     async fn save(&self) -> Result<(), Error> {
         let row = self.row.clone();
-        self.shared.store.write(move |tx| Sandboxes(tx).update(&row)).await?;
+        self.shared
+            .store
+            .write(move |tx| Sandboxes(tx).update(&row))
+            .await?;
         Ok(())
     }
 

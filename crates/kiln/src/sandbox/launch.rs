@@ -71,10 +71,10 @@ async fn run_phases(
     let machine = spawn(shared, row, &chosen, &material, disks, undo).await?;
     let spawned = spawning.elapsed();
     record(shared, row, &machine, &chosen).await?;
-    let booted = machine.boot().await.map_err(start_failed)?;
+    // Before the guest runs: it dials as soon as it can.
     let link = meet_agent(row, &machine, undo)?;
-    let (kernel, agent) =
-        unless(cancel, row, ready(shared, &chosen, &machine, &link)).await??;
+    let booted = machine.boot().await.map_err(start_failed)?;
+    let (kernel, agent) = unless(cancel, row, ready(shared, &chosen, &machine, &link)).await??;
     drop(turn);
 
     Ok(Launched {
@@ -92,7 +92,10 @@ async fn unless<T>(
     row: &SandboxRow,
     work: impl Future<Output = T>,
 ) -> Result<T, Error> {
-    cancel.run_until_cancelled(work).await.ok_or_else(|| cancelled(&row.id))
+    cancel
+        .run_until_cancelled(work)
+        .await
+        .ok_or_else(|| cancelled(&row.id))
 }
 
 /// The sandbox's own files: its directories and, at its first start, its scratch disk.
@@ -114,16 +117,30 @@ async fn make_disks(
             Error::new(ErrorCode::Host, message).with_source(source)
         })?;
     }
-    let root = Disk { id: "root".to_owned(), path: material.rootfs.clone(), read_only: true };
+    let root = Disk {
+        id: "root".to_owned(),
+        path: material.rootfs.clone(),
+        read_only: true,
+    };
     if row.spec.tmpfs {
         return Ok(vec![root]);
     }
     let scratch = directories.scratch(&row.id);
     if !scratch.exists() {
         undo.push(remove_file(scratch.clone()));
-        shared.materials.make_scratch(&scratch, row.spec.disk_mib).await?;
+        shared
+            .materials
+            .make_scratch(&scratch, row.spec.disk_mib)
+            .await?;
     }
-    Ok(vec![root, Disk { id: "scratch".to_owned(), path: scratch, read_only: false }])
+    Ok(vec![
+        root,
+        Disk {
+            id: "scratch".to_owned(),
+            path: scratch,
+            read_only: false,
+        },
+    ])
 }
 
 async fn spawn(
@@ -139,9 +156,11 @@ async fn spawn(
         Arc::from(chosen.engine.spawn(&spec).await.map_err(spawn_failed)?);
     let ended = Arc::clone(&machine);
     undo.push(async move {
-        ended.close(Duration::ZERO).await.map(drop).map_err(|source| {
-            Error::new(ErrorCode::Host, "cannot end the VMM").with_source(source)
-        })
+        ended
+            .close(Duration::ZERO)
+            .await
+            .map(drop)
+            .map_err(|source| Error::new(ErrorCode::Host, "cannot end the VMM").with_source(source))
     });
     Ok(machine)
 }
@@ -176,7 +195,10 @@ async fn record(
     let mut row = row.clone();
     row.machine = Some(machine.record().clone());
     row.engine = Some(chosen.engine.kind());
-    shared.store.write(move |tx| Sandboxes(tx).update(&row)).await?;
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).update(&row))
+        .await?;
     Ok(())
 }
 
@@ -196,11 +218,18 @@ fn meet_agent(
 
 /// Starts to meet the agent of a machine.
 pub(crate) fn open_link(row: &SandboxRow, machine: &dyn Machine) -> Result<GuestLink, Error> {
-    let endpoint = machine
-        .agent_endpoint()
-        .ok_or_else(|| Error::new(ErrorCode::AgentUnreachable, "the machine has no agent channel"))?;
-    let hostname =
-        row.spec.hostname.clone().or_else(|| row.spec.name.clone()).unwrap_or(row.id.clone());
+    let endpoint = machine.agent_endpoint().ok_or_else(|| {
+        Error::new(
+            ErrorCode::AgentUnreachable,
+            "the machine has no agent channel",
+        )
+    })?;
+    let hostname = row
+        .spec
+        .hostname
+        .clone()
+        .or_else(|| row.spec.name.clone())
+        .unwrap_or(row.id.clone());
     Ok(GuestLink::open(endpoint, GuestIdentity { hostname }))
 }
 
@@ -225,9 +254,12 @@ async fn ready(
             let kernel = ready.init_started.min(all);
             Ok((kernel, all - kernel))
         }
-        Ok(Err(source)) => Err(Error::new(ErrorCode::AgentUnreachable, "the guest's agent is no use")
-            .with_source(source)
-            .with_details(machine.diagnostics().console)),
+        Ok(Err(source)) => Err(Error::new(
+            ErrorCode::AgentUnreachable,
+            "the guest's agent is no use",
+        )
+        .with_source(source)
+        .with_details(machine.diagnostics().console)),
         Err(_) => Err(never_dialled(machine.as_ref(), deadline)),
     }
 }
@@ -254,9 +286,13 @@ fn never_dialled(machine: &dyn Machine, deadline: Duration) -> Error {
 }
 
 fn output(diagnostics: &kiln_vmm::Diagnostics) -> String {
-    let parts = [("VMM", &diagnostics.vmm_output), ("console", &diagnostics.console)];
+    let parts = [
+        ("VMM", &diagnostics.vmm_output),
+        ("console", &diagnostics.console),
+    ];
     let told = parts.iter().filter(|(_, text)| !text.trim().is_empty());
-    told.map(|(name, text)| format!("--- {name}\n{}\n", text.trim_end())).collect()
+    told.map(|(name, text)| format!("--- {name}\n{}\n", text.trim_end()))
+        .collect()
 }
 
 fn spawn_failed(error: SpawnError) -> Error {
@@ -282,7 +318,10 @@ fn start_failed(error: MachineError) -> Error {
 }
 
 fn cancelled(id: &str) -> Error {
-    Error::new(ErrorCode::StartFailed, format!("the start of sandbox {id} was cancelled"))
+    Error::new(
+        ErrorCode::StartFailed,
+        format!("the start of sandbox {id} was cancelled"),
+    )
 }
 
 fn with_failures(cause: Error, failures: Vec<Error>) -> Error {
@@ -290,7 +329,12 @@ fn with_failures(cause: Error, failures: Vec<Error>) -> Error {
         return cause;
     }
     let left: Vec<String> = failures.iter().map(Error::message).collect();
-    let details = [cause.details().unwrap_or_default(), "--- not undone", &left.join("\n")].join("\n");
+    let details = [
+        cause.details().unwrap_or_default(),
+        "--- not undone",
+        &left.join("\n"),
+    ]
+    .join("\n");
     cause.with_details(details)
 }
 

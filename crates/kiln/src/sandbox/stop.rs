@@ -75,10 +75,18 @@ pub(crate) fn reason_of_end(live: &Live, exit: Exit) -> String {
 
 /// The line of a console that tells why a guest died, if there is one.
 pub(crate) fn last_words(console: &str) -> Option<String> {
-    let telling = |line: &&str| line.contains("kiln-agent: fatal:") || line.contains("Kernel panic");
+    let telling =
+        |line: &&str| line.contains("kiln-agent: fatal:") || line.contains("Kernel panic");
     let line = console.lines().find(telling)?;
-    let words = line.trim_start_matches(|c: char| c == '[' || c.is_ascii_digit() || " .]".contains(c));
-    Some(words.chars().filter(|c| !c.is_control()).take(200).collect())
+    let words =
+        line.trim_start_matches(|c: char| c == '[' || c.is_ascii_digit() || " .]".contains(c));
+    Some(
+        words
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -88,9 +96,15 @@ mod tests {
     #[test]
     fn a_panic_and_a_fatal_agent_are_recognised() {
         let panic = "[    0.9] x\n[    1.000] Kernel panic - not syncing: no init\n";
-        assert_eq!(last_words(panic).as_deref(), Some("Kernel panic - not syncing: no init"));
+        assert_eq!(
+            last_words(panic).as_deref(),
+            Some("Kernel panic - not syncing: no init")
+        );
         let fatal = "kiln-agent: fatal: /dev/vda: no such device\r\n";
-        assert_eq!(last_words(fatal).as_deref(), Some("kiln-agent: fatal: /dev/vda: no such device"));
+        assert_eq!(
+            last_words(fatal).as_deref(),
+            Some("kiln-agent: fatal: /dev/vda: no such device")
+        );
         assert_eq!(last_words("login:"), None);
     }
 }

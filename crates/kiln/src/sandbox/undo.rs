@@ -47,7 +47,11 @@ mod tests {
             let order = Arc::clone(&order);
             undo.push(async move {
                 order.lock().expect("order").push(number);
-                if number == 2 { Err(Error::new(ErrorCode::Host, "two")) } else { Ok(()) }
+                if number == 2 {
+                    Err(Error::new(ErrorCode::Host, "two"))
+                } else {
+                    Ok(())
+                }
             });
         }
         let failures = undo.unwind().await;

@@ -1,7 +1,9 @@
 //! Rows of sandboxes.
 
 use kiln_vmm::{EngineKind, MachineRecord};
-use rusqlite::{OptionalExtension, Row, Transaction, named_params};
+#[cfg(test)]
+use rusqlite::OptionalExtension;
+use rusqlite::{Row, Transaction, named_params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
