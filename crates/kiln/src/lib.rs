@@ -1,3 +1,4 @@
 //! kiln
 #[allow(missing_docs)]
 pub mod exec;
+pub mod guest;
