@@ -20,5 +20,6 @@ pub mod frame;
 pub mod handshake;
 pub mod limits;
 pub mod message;
+pub mod prefixed;
 pub mod request;
 pub mod version;

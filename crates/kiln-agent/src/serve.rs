@@ -13,6 +13,7 @@ use kiln_agent_proto::message::{
     Attach, Done, ErrorCode, Event, Exec, Hello, HelloReply, Kill, Mark, Power as PowerOff,
     PowerMode, Reply, SessionList, event, reply, request,
 };
+use kiln_agent_proto::prefixed::Prefixed;
 use kiln_agent_proto::request::receive;
 use kiln_agent_proto::version::{VersionRange, negotiate};
 
@@ -31,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
 /// Sessions in one message of a list.
 const LISTED: usize = 16;
+/// More than a host opens: those that it has closed may still be seen here for a moment.
+const STREAMS: usize = 4 * MAX_STREAMS;
 /// What a stream is granted by the multiplexer at least.
 const STREAM_WINDOW: usize = 256 * 1024;
 
@@ -65,9 +68,9 @@ async fn connection(service: &Rc<Service>, transport: &Transport) -> io::Result<
     let mut config = yamux::Config::default();
     // No window grows beyond the first one: memory is bounded by the number of streams.
     config
-        .set_max_num_streams(MAX_STREAMS)
-        .set_max_connection_receive_window(Some(MAX_STREAMS * STREAM_WINDOW));
-    let stream = Prefixed { rest, at: 0, fd };
+        .set_max_num_streams(STREAMS)
+        .set_max_connection_receive_window(Some(STREAMS * STREAM_WINDOW));
+    let stream = Prefixed::new(rest, fd);
     let mut mux = yamux::Connection::new(stream, config, yamux::Mode::Server);
     let greeted = Rc::new(Cell::new(false));
     while let Some(Ok(stream)) = std::future::poll_fn(|cx| mux.poll_next_inbound(cx)).await {
@@ -99,54 +102,6 @@ async fn handshake(fd: &mut Fd, transport: &Transport) -> io::Result<Vec<u8>> {
         Transport::ConnectUnix(_) => tokio::time::timeout(HELLO_TIMEOUT, scan)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?,
-    }
-}
-
-/// The connection with the bytes that were read too far in front.
-struct Prefixed {
-    rest: Vec<u8>,
-    at: usize,
-    fd: Fd,
-}
-
-impl futures_util::io::AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut [u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        let rest = &self.rest[self.at..];
-        if !rest.is_empty() {
-            let n = rest.len().min(buffer.len());
-            buffer[..n].copy_from_slice(&rest[..n]);
-            self.at += n;
-            return std::task::Poll::Ready(Ok(n));
-        }
-        std::pin::Pin::new(&mut self.fd).poll_read(cx, buffer)
-    }
-}
-
-impl futures_util::io::AsyncWrite for Prefixed {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.fd).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.fd).poll_flush(cx)
-    }
-
-    fn poll_close(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.fd).poll_close(cx)
     }
 }
 

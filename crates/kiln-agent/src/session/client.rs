@@ -138,6 +138,8 @@ impl Client {
             }
             tokio::select! {
                 input = reader.next::<SessionInput>() => match input? {
+                    // Input that is behind the next client's back: its host sends it again.
+                    _ if !session.is_client(self.number) => return Err(Leave::Replaced),
                     Some(input) => self.take(input)?,
                     None if finished => return Err(Leave::Detached),
                     None => return Err(Leave::Lost),
