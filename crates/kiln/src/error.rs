@@ -5,6 +5,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::guest::{GuestError, Refusal};
+
 /// Stable codes. Programs match on these; they do not change once released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -223,5 +225,22 @@ mod tests {
                 .details()
                 .is_none()
         );
+    }
+}
+
+impl From<GuestError> for Error {
+    fn from(error: GuestError) -> Self {
+        let code = match &error {
+            GuestError::Refused { kind, .. } => match kind {
+                Refusal::NotFound => ErrorCode::CommandNotFound,
+                Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
+                Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::PoweringOff => ErrorCode::InvalidState,
+                _ => ErrorCode::ExecFailed,
+            },
+            GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,
+            _ => ErrorCode::AgentUnreachable,
+        };
+        Self::new(code, error.to_string())
     }
 }

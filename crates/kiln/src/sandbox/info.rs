@@ -4,6 +4,7 @@ use kiln_vmm::EngineKind;
 use serde::{Deserialize, Serialize};
 
 use super::state::SandboxState;
+use crate::store::SandboxRow;
 
 /// A sandbox as its owner sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,28 @@ pub struct SandboxInfo {
     pub warnings: Vec<String>,
     /// How long its last start took.
     pub timings: Option<Timings>,
+}
+
+impl From<&SandboxRow> for SandboxInfo {
+    fn from(row: &SandboxRow) -> Self {
+        Self {
+            id: row.id.clone(),
+            name: row.spec.name.clone(),
+            image: row.image.clone(),
+            state: row.state,
+            engine: row.engine,
+            vcpus: row.spec.vcpus,
+            mem_mib: row.spec.mem_mib,
+            disk_mib: if row.spec.tmpfs { 0 } else { row.spec.disk_mib },
+            tmpfs: row.spec.tmpfs,
+            created_at_ms: row.created_at_ms,
+            started_at_ms: row.started_at_ms,
+            reason: row.reason.clone(),
+            pid: row.machine.as_ref().map(|machine| machine.process.pid),
+            warnings: row.warnings.clone(),
+            timings: row.timings,
+        }
+    }
 }
 
 /// How long the parts of a start took, in µs.
