@@ -37,8 +37,9 @@ pub struct ExecSession {
     pub output: ExecOutputReceiver,
 }
 
-/// Sends input to a session.
-#[derive(Debug)]
+/// Sends input to a session. Clones send to the same one, so that a signal need not wait for the
+/// bytes that another clone sends.
+#[derive(Clone, Debug)]
 pub struct ExecInputSender {
     channel: Arc<Channel>,
 }
@@ -57,7 +58,7 @@ struct Channel {
     work: Notify,
     /// For the receiver: there is output.
     output: Notify,
-    /// For the sender: there is room.
+    /// For all senders: there may be room for what each has.
     room: Notify,
 }
 
@@ -190,6 +191,8 @@ impl ExecInputSender {
         mut push: impl FnMut(&mut InputQueue) -> bool,
     ) -> Result<(), GuestError> {
         loop {
+            // From here on it takes part in every wake-up, so none is lost before it waits.
+            let room = self.channel.room.notified();
             {
                 let mut state = self.channel.lock();
                 if let Some(end) = &state.end {
@@ -200,7 +203,7 @@ impl ExecInputSender {
                     return Ok(());
                 }
             }
-            self.channel.room.notified().await;
+            room.await;
         }
     }
 }
@@ -256,7 +259,7 @@ impl Channel {
     fn finish(&self, end: Result<(), GuestError>) {
         self.lock().end.get_or_insert(end);
         self.output.notify_one();
-        self.room.notify_one();
+        self.room.notify_waiters();
     }
 }
 

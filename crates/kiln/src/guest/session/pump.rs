@@ -118,7 +118,7 @@ impl Pump {
             Some(Kind::Lost(count)) => state.output.push_lost(count)?,
             Some(Kind::InputAck(ack)) => {
                 state.input.ack(ack.frames, ack.stdin_taken)?;
-                self.channel.room.notify_one();
+                self.channel.room.notify_waiters();
                 return Ok(());
             }
             Some(Kind::Exited(exited)) => {
@@ -159,7 +159,7 @@ impl Pump {
                         attached.stdin_received,
                         attached.stdin_taken,
                     )?;
-                    self.channel.room.notify_one();
+                    self.channel.room.notify_waiters();
                     return Ok(operation);
                 }
                 Ok(_) => {
