@@ -114,7 +114,10 @@ pub(crate) fn refuse(error: &clap::Error, typed: &[OsString]) -> ExitCode {
     }
     // What was understood of the arguments is lost with the error, so look at them again. What
     // follows `--` is not ours.
-    let json = typed.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    let json = typed
+        .iter()
+        .take_while(|word| *word != "--")
+        .any(|word| word == "--json");
     if json {
         let text = error.render().to_string();
         let message = text

@@ -30,7 +30,7 @@ pub(super) trait Input: Clone {
 
 impl Input for kiln::ExecInputSender {
     async fn send(&mut self, input: ExecInput) -> Result<(), kiln::Error> {
-        Self::send(self, input).await
+        Ok(Self::send(self, input).await?)
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) trait Output {
 
 impl Output for kiln::ExecOutputReceiver {
     async fn next(&mut self) -> Result<Option<ExecOutput>, kiln::Error> {
-        Self::next(self).await
+        Ok(Self::next(self).await?)
     }
 }
 

@@ -71,7 +71,7 @@ async fn attach_on(app: &App, key: &str, session: u64, stream: &mut Stream) -> E
 pub(super) async fn serve(session: ExecSession, stream: &mut Stream) -> End {
     let started = ServerControl::Started {
         session: session.id,
-        pid: None,
+        pid: Some(session.pid),
     };
     match stream.say(&started).await {
         Ok(()) => stream.connect(session).await,

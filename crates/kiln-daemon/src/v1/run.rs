@@ -93,7 +93,7 @@ impl Run {
         if detach {
             let started = ServerControl::Started {
                 session: session.id,
-                pid: None,
+                pid: Some(session.pid),
             };
             self.stream.say(&started).await?;
             return Ok(End::Detached);
