@@ -22,6 +22,9 @@ use terminal::RawMode;
 /// How long the daemon may take to clean up after a command that was given up.
 const FAREWELL: Duration = Duration::from_secs(15);
 
+/// What was tried when output fails.
+const WRITE: &str = "write the command's output";
+
 /// What the session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -78,7 +81,7 @@ pub(crate) async fn drive(
     let end = session.run().await?;
     // The terminal is the user's again before anything else is printed.
     session.raw = None;
-    session.finish_output().await;
+    session.finish_output().await?;
     session.conclude(end, timings)
 }
 
@@ -137,7 +140,7 @@ impl Session {
                 Event::Written(Written::Failed(source)) => {
                     self.give_up().await;
                     return Err(Failure::Io {
-                        what: "write the command's output",
+                        what: WRITE,
                         source,
                     });
                 }
@@ -286,10 +289,10 @@ impl Session {
     }
 
     /// Waits until all output is written; a signal ends the wait.
-    async fn finish_output(&mut self) {
+    async fn finish_output(&mut self) -> Result<(), Failure> {
         tokio::select! {
-            () = self.writers.finish() => {}
-            () = self.signals.next_end() => {}
+            finished = self.writers.finish() => finished.map_err(Failure::io(WRITE)),
+            () = self.signals.next_end() => Ok(()),
         }
     }
 

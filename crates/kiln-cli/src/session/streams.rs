@@ -86,7 +86,7 @@ pub(crate) struct Writers {
 #[derive(Debug)]
 struct Writer {
     pieces: Option<mpsc::Sender<Bytes>>,
-    result: oneshot::Receiver<io::Result<()>>,
+    result: Option<oneshot::Receiver<io::Result<()>>>,
 }
 
 impl Writers {
@@ -129,11 +129,14 @@ impl Writers {
     }
 
     /// Waits until all is written.
-    pub(crate) async fn finish(&mut self) {
-        for writer in [&mut self.stdout, &mut self.stderr] {
-            writer.pieces = None;
-            // How it ended has been told by then, or nobody reads it.
-            drop((&mut writer.result).await);
+    ///
+    /// A reader that has gone by now has what it wanted.
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
+        let stdout = self.stdout.finish().await;
+        let stderr = self.stderr.finish().await;
+        match stdout.and(stderr) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
         }
     }
 }
@@ -161,7 +164,7 @@ impl Writer {
             })?;
         Ok(Self {
             pieces: Some(pieces),
-            result,
+            result: Some(result),
         })
     }
 
@@ -169,17 +172,22 @@ impl Writer {
         let Some(pieces) = &self.pieces else {
             return Written::NoReader;
         };
-        match pieces.reserve().await {
-            Ok(slot) => {
-                slot.send(bytes.clone());
-                Written::Taken
-            }
-            Err(_) => match self.result.try_recv() {
-                Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    Written::Failed(error)
-                }
-                _ => Written::NoReader,
-            },
+        if let Ok(slot) = pieces.reserve().await {
+            slot.send(bytes.clone());
+            return Written::Taken;
+        }
+        match self.finish().await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Written::Failed(error),
+            _ => Written::NoReader,
+        }
+    }
+
+    /// How it ended, once all is written; told once.
+    async fn finish(&mut self) -> io::Result<()> {
+        self.pieces = None;
+        match self.result.take() {
+            Some(result) => result.await.unwrap_or(Ok(())),
+            None => Ok(()),
         }
     }
 }
