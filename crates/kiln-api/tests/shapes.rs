@@ -1,6 +1,12 @@
 //! The bytes of the contract: whoever changes one of these breaks other people's clients.
 
 #![allow(missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests fail by panic"
+)]
 
 use bytes::Bytes;
 use kiln_api::{

@@ -87,6 +87,27 @@ impl Lock {
     }
 }
 
+/// Waits until no daemon holds the place beside `socket`: the one that did has let go of everything.
+///
+/// # Errors
+/// [`LockError::Held`] when it takes longer than `deadline`.
+pub async fn wait_for_end(socket: &Path, deadline: Duration) -> Result<(), LockError> {
+    let path = lock_path(socket);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        // There never was one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(LockError::File { path, source }),
+    };
+    let pid = read_pid(&mut file);
+    match timeout(deadline, lock_on_thread(file)).await {
+        Ok(locked) => locked
+            .map(drop)
+            .map_err(|source| LockError::File { path, source }),
+        Err(_) => Err(LockError::Held { pid, path }),
+    }
+}
+
 fn lock_path(socket: &Path) -> PathBuf {
     let mut name = socket.file_name().unwrap_or_default().to_owned();
     name.push(".lock");

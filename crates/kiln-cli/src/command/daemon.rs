@@ -21,6 +21,8 @@ use crate::{
 const IDLE_EXIT_S: u64 = 300;
 /// What requests under way are given when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long it may then take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Threads that serve clients; what blocks has threads of its own.
 const WORKERS: usize = 2;
 
@@ -78,7 +80,11 @@ fn one_thread() -> Result<Runtime, Failure> {
 
 async fn stop(daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
     match daemon.client.shutdown().await {
-        Ok(()) => Ok(0),
+        Ok(()) => {
+            let ended = kiln_daemon::wait_for_end(daemon.client.socket(), STOP_DEADLINE).await;
+            ended.map_err(OpenError::from)?;
+            Ok(0)
+        }
         Err(error) if is_not_running(&error) => {
             output.note("no daemon runs");
             Ok(0)

@@ -40,8 +40,12 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// JSON of a request.
+/// JSON of a request, which is an object.
 pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, ApiError> {
+    // serde would take an array as well, for the fields in their order.
+    if json.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::invalid("the request is not a JSON object"));
+    }
     serde_json::from_slice(json)
         .map_err(|error| ApiError::invalid(format!("the request is not understood: {error}")))
 }
