@@ -19,35 +19,35 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A place for one daemon; the daemon ends with it.
-pub struct Kiln {
+pub(crate) struct Kiln {
     dir: TempDir,
 }
 
 impl Kiln {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
         }
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    pub fn runtime_dir(&self) -> PathBuf {
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.runtime_dir().join("kiln.sock")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.data_dir().join("daemon.log")).unwrap_or_default()
     }
 
     /// `kiln` with these arguments, and nothing of the environment of the test.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command
             .args(args)
@@ -59,36 +59,36 @@ impl Kiln {
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
     /// Standard output of a command that succeeds.
-    pub fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub fn ok_json(&self, args: &[&str]) -> Value {
+    pub(crate) fn ok_json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ok(args)).unwrap()
     }
 
     /// Process number of the daemon that runs.
-    pub fn daemon_pid(&self) -> Option<i32> {
+    pub(crate) fn daemon_pid(&self) -> Option<i32> {
         let pid = &self.ok_json(&["version", "--json"])["daemon"]["pid"];
         pid.as_i64().map(|pid| i32::try_from(pid).unwrap())
     }
 
     /// Waits until the daemon has let go of its place, however it ends.
-    pub fn wait_for_daemons_end(&self) {
+    pub(crate) fn wait_for_daemons_end(&self) {
         if let Ok(lock) = File::open(self.runtime_dir().join("kiln.sock.lock")) {
             lock.lock().unwrap();
         }
     }
 
     /// What the daemon answers to these bytes, until it closes.
-    pub fn raw(&self, request: &str) -> String {
+    pub(crate) fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -105,7 +105,7 @@ impl Drop for Kiln {
 }
 
 /// The error that a command with `--json` failed with: the last line of standard error.
-pub fn error(output: &Output) -> Value {
+pub(crate) fn error(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().last().unwrap_or_default();
