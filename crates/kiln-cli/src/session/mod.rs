@@ -10,6 +10,7 @@ use bytes::Bytes;
 use kiln_api::{
     ClientError, ExecRequest, ExitStatus, Timings,
     client::{ExecReceiver, ExecSender, ExecStream, ServerMessage},
+    code,
     stream::{Channel, ClientControl, INPUT_WINDOW, ServerControl},
 };
 use tokio::time;
@@ -78,7 +79,10 @@ pub(crate) async fn drive(
         shown: Shown::new(output),
         output: *output,
     };
-    let end = session.run().await?;
+    let end = match session.run().await {
+        Ok(end) => end,
+        Err(failure) => return Err(session.with_whereabouts(failure)),
+    };
     // The terminal is the user's again before anything else is printed.
     session.raw = None;
     session.finish_output().await?;
@@ -302,6 +306,18 @@ impl Session {
             Some(status) => Ok(End::Exited(status)),
             None if self.purpose == Purpose::Detach => Ok(End::Detached),
             None => Err(ClientError::Lost(None).into()),
+        }
+    }
+
+    /// A run whose daemon is gone has left its sandbox behind: says which.
+    fn with_whereabouts(&self, failure: Failure) -> Failure {
+        let report = failure.report();
+        let daemon_gone = [code::DAEMON_STOPPING, code::CONNECTION_LOST].contains(&&*report.code);
+        match &self.created {
+            Some(id) if daemon_gone => Failure::reported(report.with_hint(format!(
+                "sandbox {id} runs on: go back with `kiln attach {id}`, or `kiln rm -f {id}`"
+            ))),
+            _ => failure,
         }
     }
 
