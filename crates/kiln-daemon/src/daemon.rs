@@ -1,6 +1,6 @@
 //! The daemon's life: open, accept, drain, close.
 
-use std::{io, path::PathBuf, pin::pin, time::Duration};
+use std::{io, path::Path, pin::pin, time::Duration};
 
 use kiln::{Host, HostConfig};
 use thiserror::Error;
@@ -13,7 +13,7 @@ use tokio::{
 use crate::{
     http::{Connection, Service},
     lifetime::Lifetime,
-    lock::{Lock, LockError},
+    lock::{DaemonLock, LockError},
     socket::{self, Socket, SocketError},
 };
 
@@ -23,8 +23,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a daemon needs to know.
 #[derive(Debug)]
 pub struct DaemonConfig {
-    /// Where it listens.
-    pub socket: PathBuf,
     /// What it serves.
     pub host: HostConfig,
     /// End after this long without clients and machines; never when unset.
@@ -101,8 +99,6 @@ pub struct Daemon {
     socket: Socket,
     idle_exit: Option<Duration>,
     drain: Duration,
-    // Last: given up after all else is closed, so that the next daemon finds everything free.
-    _lock: Lock,
 }
 
 #[derive(Debug)]
@@ -111,20 +107,28 @@ struct Signals {
     interrupt: Signal,
 }
 
-impl Daemon {
-    /// Takes the daemon's place, opens the host, and publishes the socket. On return, clients can
-    /// connect.
+impl DaemonLock {
+    /// Takes the place of the daemon that serves `socket`, making its directory if it is missing.
+    /// Waits for a daemon that is about to end.
     ///
     /// # Errors
-    /// When another daemon has the place, the host does not open, or there is no safe place for
-    /// the socket.
-    pub async fn open(config: DaemonConfig) -> Result<Self, OpenError> {
-        socket::prepare_directory(&config.socket)?;
-        let lock = Lock::acquire(&config.socket).await?;
+    /// When another daemon has the place and stays, or others could replace the socket.
+    pub async fn take(socket: &Path) -> Result<Self, OpenError> {
+        socket::prepare_directory(socket)?;
+        Ok(Self::acquire(socket).await?)
+    }
+}
+
+impl Daemon {
+    /// Opens the host and publishes the socket. On return, clients can connect.
+    ///
+    /// # Errors
+    /// When the host does not open, or the socket cannot be published.
+    pub async fn open(config: DaemonConfig, lock: &DaemonLock) -> Result<Self, OpenError> {
         let signals = Signals::catch().map_err(OpenError::Signals)?;
         let host = Host::open(config.host).await.map_err(OpenError::Host)?;
-        let socket = Socket::bind(&config.socket).await?;
-        tracing::info!(socket = %config.socket.display(), pid = std::process::id(), "listening");
+        let socket = Socket::bind(&lock.socket).await?;
+        tracing::info!(socket = %lock.socket.display(), pid = std::process::id(), "listening");
         let (idle_exit, drain) = (config.idle_exit, config.drain);
         let lifetime = Lifetime::new();
         Ok(Self {
@@ -134,7 +138,6 @@ impl Daemon {
             socket,
             idle_exit,
             drain,
-            _lock: lock,
         })
     }
 

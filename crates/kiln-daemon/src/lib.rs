@@ -14,7 +14,7 @@ mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
 pub use kiln::HostConfig;
-pub use lock::{LockError, wait_for_end};
+pub use lock::{DaemonLock, LockError, wait_for_end};
 pub use socket::SocketError;
 
 /// Version of Kiln that this is.

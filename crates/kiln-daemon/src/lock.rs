@@ -49,15 +49,19 @@ fn by(pid: Option<u32>) -> String {
         .unwrap_or_default()
 }
 
-/// The daemon's place. The kernel gives it up when the process ends, however it ends.
+/// The daemon's place: the right to serve one socket. Hold it until all that the daemon had is
+/// given up, so that the next one finds everything free. The kernel gives it up when the process
+/// ends, however it ends.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Lock {
+pub struct DaemonLock {
+    pub(crate) socket: PathBuf,
     _file: File,
 }
 
-impl Lock {
-    /// Takes the place beside `socket`, waiting for a daemon that is about to end.
+impl DaemonLock {
+    /// Takes the place beside `socket`, whose directory is there, waiting for a daemon that is
+    /// about to end.
     pub(crate) async fn acquire(socket: &Path) -> Result<Self, LockError> {
         let path = lock_path(socket);
         let fail = |source| LockError::File {
@@ -83,7 +87,10 @@ impl Lock {
             }
         }
         write_pid(&mut file).map_err(fail)?;
-        Ok(Self { _file: file })
+        Ok(Self {
+            socket: socket.to_owned(),
+            _file: file,
+        })
     }
 }
 

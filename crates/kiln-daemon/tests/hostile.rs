@@ -13,7 +13,7 @@ use std::{path::PathBuf, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use kiln_api::{Client, ClientError, CreateSandbox, ErrorBody, stream::ServerControl};
-use kiln_daemon::{Daemon, DaemonConfig, HostConfig};
+use kiln_daemon::{Daemon, DaemonConfig, DaemonLock, HostConfig};
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use tempfile::TempDir;
 use tokio::{
@@ -32,6 +32,7 @@ struct Served {
     client: Client,
     socket: PathBuf,
     task: JoinHandle<()>,
+    _lock: DaemonLock,
     _dir: TempDir,
 }
 
@@ -40,17 +41,18 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/kiln.sock");
         let config = DaemonConfig {
-            socket: socket.clone(),
             host: HostConfig::new(dir.path().join("data"), dir.path().join("run")),
             idle_exit: None,
             drain: Duration::from_secs(5),
         };
-        let daemon = Daemon::open(config).await.unwrap();
+        let lock = DaemonLock::take(&socket).await.unwrap();
+        let daemon = Daemon::open(config, &lock).await.unwrap();
         let task = tokio::spawn(async move { daemon.serve().await.unwrap() });
         Self {
             client: Client::new(&socket),
             socket,
             task,
+            _lock: lock,
             _dir: dir,
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use kiln_daemon::{Daemon as Server, DaemonConfig, HostConfig, OpenError};
+use kiln_daemon::{Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError};
 use rustix::{fs::Mode, process};
 use tokio::runtime::{Builder, Runtime};
 
@@ -21,7 +21,9 @@ use crate::{
 const IDLE_EXIT_S: u64 = 300;
 /// What requests under way are given when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long it may then take to end.
+/// What tasks that nobody waits for any more are given to stop where they are.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+/// How long a daemon that was asked to end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Threads that serve clients; what blocks has threads of its own.
 const WORKERS: usize = 2;
@@ -56,18 +58,32 @@ pub(crate) fn run(args: &DaemonArgs, place: &Place, output: &Output) -> Result<u
         one_thread()?.block_on(client.start())?;
         return Ok(0);
     }
+    let result = be_the_daemon(args, place);
+    if args.detached
+        && let Err(failure) = &result
+    {
+        // Whoever started us reads it, unless we were ready before; then nobody does.
+        drop(writeln!(io::stdout(), "{}", error_line(&failure.report())));
+    }
+    result
+}
+
+fn be_the_daemon(args: &DaemonArgs, place: &Place) -> Result<u8, Failure> {
+    if args.detached {
+        detach(place)?;
+    } else {
+        kiln_daemon::log::to_stderr();
+    }
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
         .build()
         .map_err(Failure::io("start a runtime"))?;
-    let result = if args.detached {
-        runtime.block_on(serve_detached(args, place))
-    } else {
-        kiln_daemon::log::to_stderr();
-        runtime.block_on(serve(args, place, || Ok(())))
-    };
-    runtime.shutdown_background();
+    let lock = runtime.block_on(DaemonLock::take(&place.socket))?;
+    let result = runtime.block_on(serve(args, place, &lock));
+    // Whatever a task still holds of the host is given up before the place is.
+    runtime.shutdown_timeout(LAST_TASKS);
+    drop(lock);
     result
 }
 
@@ -80,50 +96,37 @@ fn one_thread() -> Result<Runtime, Failure> {
 
 async fn stop(daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
     match daemon.client.shutdown().await {
-        Ok(()) => {
-            let ended = kiln_daemon::wait_for_end(daemon.client.socket(), STOP_DEADLINE).await;
-            ended.map_err(OpenError::from)?;
-            Ok(0)
-        }
-        Err(error) if is_not_running(&error) => {
-            output.note("no daemon runs");
-            Ok(0)
-        }
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(error) if is_not_running(&error) => output.detail("no daemon runs"),
+        Err(error) => return Err(error.into()),
     }
+    // Also when it does not answer: one that is about to end is waited for.
+    let ended = kiln_daemon::wait_for_end(daemon.client.socket(), STOP_DEADLINE).await;
+    ended.map_err(OpenError::from)?;
+    Ok(0)
 }
 
-/// As the daemon that a command has started: of its own session, so that the command's terminal
-/// does not matter to it, and with its readiness on standard output.
-async fn serve_detached(args: &DaemonArgs, place: &Place) -> Result<u8, Failure> {
+/// Becomes the daemon that a command has started: of a session of its own, so that the command's
+/// terminal does not matter to it.
+fn detach(place: &Place) -> Result<(), Failure> {
     // Fails only for one that leads a group already, and that is then as good.
     let _ = process::setsid();
     process::umask(Mode::from_raw_mode(0o077));
-    kiln_daemon::log::to_file(&place.log()).map_err(Failure::io("open the daemon's log"))?;
-    let result = serve(args, place, tell_ready).await;
-    if let Err(failure) = &result {
-        // Whoever started us reads it, unless we were ready before; then nobody does.
-        drop(writeln!(io::stdout(), "{}", error_line(&failure.report())));
-    }
-    result
+    kiln_daemon::log::to_file(&place.log()).map_err(Failure::io("open the daemon's log"))
 }
 
-async fn serve(
-    args: &DaemonArgs,
-    place: &Place,
-    ready: impl FnOnce() -> io::Result<()>,
-) -> Result<u8, Failure> {
+async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8, Failure> {
     let default = if args.detached { IDLE_EXIT_S } else { 0 };
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let config = DaemonConfig {
-        socket: place.socket.clone(),
         host: HostConfig::new(&place.data_dir, &place.runtime_dir),
         idle_exit: idle_exit.map(Duration::from_secs),
         drain: DRAIN,
     };
-    let server: Result<Server, OpenError> = Server::open(config).await;
-    let server = server?;
-    ready().map_err(Failure::io("tell that the daemon is ready"))?;
+    let server = Server::open(config, lock).await?;
+    if args.detached {
+        tell_ready().map_err(Failure::io("tell that the daemon is ready"))?;
+    }
     server.serve().await?;
     Ok(0)
 }

@@ -24,6 +24,10 @@ const MAX_BUFFER: usize = 64 * 1024;
 /// More at once than this and the rest wait, before they cost memory.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// How long a client that is connected may take to ask, once the daemon is about to end: it is told
+/// so, and knows that nothing was done.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// What a request can ask about the connection it came on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
@@ -87,7 +91,7 @@ impl Service {
         let mut serving = std::pin::pin!(serving);
         let result = tokio::select! {
             result = &mut serving => result,
-            () = lifetime.stopping() => {
+            () = last_call(&lifetime) => {
                 serving.as_mut().graceful_shutdown();
                 serving.await
             }
@@ -96,4 +100,10 @@ impl Service {
             tracing::debug!(%error, "a connection broke");
         }
     }
+}
+
+/// Waits until who has not asked by now is not waited for any more. Cancel-safe.
+async fn last_call(lifetime: &Lifetime) {
+    lifetime.stopping().await;
+    tokio::time::sleep(LAST_CALL).await;
 }
