@@ -122,6 +122,8 @@ impl Session {
         drop(state);
         self.client.set(self.client.get() + 1);
         self.news.notify_waiters();
+        // What the client had already makes room.
+        self.room.notify_waiters();
         Some(self.client.get())
     }
 

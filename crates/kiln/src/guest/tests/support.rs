@@ -38,9 +38,18 @@ impl Agent {
     /// Starts one that dials `agent.sock` of its directory.
     pub(crate) fn start(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let mut agent = Self::dialling(socket, options);
+        agent.dir = dir;
+        agent
+    }
+
+    /// Starts one that dials `socket`.
+    pub(crate) fn dialling(socket: PathBuf, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let process = Command::new(agent_program())
             .arg("--connect-unix")
-            .arg(dir.path().join("agent.sock"))
+            .arg(socket)
             .args(options)
             .stdin(Stdio::null())
             .spawn()
@@ -62,6 +71,10 @@ impl Agent {
             AgentEndpoint::Listen(self.socket()),
             GuestIdentity::default(),
         )
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
     }
 
     /// Waits until it has ended by itself.
