@@ -159,7 +159,7 @@ async fn lie_about_output(writer: &mut Writer, lie: Lie) {
     use session_output::Kind;
     let flood = |n: u64| match lie {
         Lie::OutputFlood => Some(Kind::Stdout(vec![0; CHUNK])),
-        Lie::TinyOutputFlood if n % 2 == 0 => Some(Kind::Stdout(vec![0])),
+        Lie::TinyOutputFlood if n.is_multiple_of(2) => Some(Kind::Stdout(vec![0])),
         Lie::TinyOutputFlood => Some(Kind::Stderr(vec![0])),
         Lie::LostFlood => Some(Kind::Lost(u64::MAX / 4)),
         Lie::FalseInputAck => Some(Kind::InputAck(InputAck {
