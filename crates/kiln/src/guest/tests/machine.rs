@@ -57,6 +57,25 @@ async fn a_booted_guest_is_a_whole_linux() {
     assert!(outcome.stdout().starts_with("kiln-test\n"));
     assert_eq!(outcome.exit, Some(ExecExit::Code(0)));
 
+    let lines: Vec<_> = outcome.stdout().lines().map(str::to_owned).collect();
+    assert!(
+        lines.iter().any(|line| line == "0"),
+        "commands may be killed when memory runs out"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("0::/kiln-session-"))
+    );
+
+    // The guest runs out of memory: the command is killed, process 1 lives.
+    let hog = "s=x; while :; do s=$s$s$s$s; done";
+    let outcome = run(&link, &shell(hog)).await;
+    eprintln!("out of memory: {:?} {}", outcome.exit, outcome.stderr());
+    assert_ne!(outcome.exit, Some(ExecExit::Code(0)));
+    let stats = within(link.stats()).await.unwrap();
+    assert!(stats.agent_rss_kib < 4 * 1024, "{stats:?}");
+
     // A daemon leaves its session and process group, but not its control group.
     let script = "setsid sh -c 'echo $$ > /tmp/pid; exec sleep 1000' & sleep 1000";
     let session = within(link.exec(&shell(script))).await.unwrap();
