@@ -19,7 +19,11 @@ fn line(level: &str, text: &dyn Display) {
     let console = OpenOptions::new().write(true).open("/dev/console");
     // Nobody is left to tell when neither works.
     let _ = match (rustix::process::getpid().is_init(), console) {
-        (true, Ok(mut console)) => console.write_all(line.as_bytes()),
+        (true, Ok(mut console)) => {
+            let written = console.write_all(line.as_bytes());
+            // A machine that is switched off next would swallow what is still on its way.
+            written.and_then(|()| Ok(rustix::termios::tcdrain(&console)?))
+        }
         _ => std::io::stderr().write_all(line.as_bytes()),
     };
 }

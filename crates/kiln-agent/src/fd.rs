@@ -82,12 +82,6 @@ impl Fd {
     pub(crate) async fn writable(&self) -> io::Result<()> {
         self.0.writable().await.map(drop)
     }
-
-    /// Waits for the next change of the write side.
-    pub(crate) async fn next_edge(&self) -> io::Result<()> {
-        self.0.writable().await?.clear_ready();
-        Ok(())
-    }
 }
 
 impl AsFd for Fd {
@@ -107,10 +101,7 @@ fn write(fd: &AsyncFd<OwnedFd>, bytes: &[u8]) -> io::Result<usize> {
 /// Also true at the end of the input and for errors: a read tells which.
 fn has_input(fd: &AsyncFd<OwnedFd>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec::default();
     let mut fds = [PollFd::new(fd, PollFlags::IN)];
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }

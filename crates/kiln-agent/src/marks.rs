@@ -8,6 +8,12 @@ use crate::stats::uptime;
 #[derive(Debug, Default)]
 pub(crate) struct Marks(Vec<Mark>);
 
+impl From<Vec<Mark>> for Marks {
+    fn from(marks: Vec<Mark>) -> Self {
+        Self(marks)
+    }
+}
+
 impl Marks {
     /// This step is reached now.
     pub(crate) fn set(&mut self, name: &str) {

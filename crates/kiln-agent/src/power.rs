@@ -22,7 +22,7 @@ use crate::session::Sessions;
 /// Time between TERM and KILL when a signal asked for the end.
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// The longest grace that a host gets.
-const MAX_GRACE: Duration = Duration::from_mins(10);
+const MAX_GRACE: Duration = Duration::from_secs(600);
 /// How long the host may take to hear of it, and to fetch the last exit codes.
 const TELL_HOST: Duration = Duration::from_millis(300);
 /// What the multiplexer gets to put the last words on the wire.

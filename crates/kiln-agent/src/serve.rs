@@ -19,6 +19,7 @@ use kiln_agent_proto::version::{VersionRange, negotiate};
 
 use crate::fd::Fd;
 use crate::identity;
+use crate::marks::Marks;
 use crate::power::{Power, PowerRequest};
 use crate::session::Sessions;
 use crate::session::client::{Client, Reader, Writer, split};
@@ -179,8 +180,15 @@ impl Service {
             version,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.instance,
-            marks: self.marks.clone(),
+            marks: self.marks_until_now(),
         }))
+    }
+
+    /// The steps of the start, and this hello.
+    fn marks_until_now(&self) -> Vec<Mark> {
+        let mut marks = Marks::from(self.marks.clone());
+        marks.set("hello");
+        marks.into_vec()
     }
 
     async fn exec(&self, exec: Exec, reader: Reader, mut writer: Writer) -> Result<(), FrameError> {

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::fd::Fd;
@@ -18,7 +19,7 @@ const PORT_NAME: &str = "agent.0";
 const VSOCK_PORT: u32 = 5556;
 /// Virtio device types, of the specification's section 5.
 const VIRTIO_CONSOLE: &str = "0x0003";
-/// The host's end of a serial port is looked at so often when no edge tells.
+/// The host's end of a serial port is looked at so often at least.
 const HOST_POLL: Duration = Duration::from_millis(250);
 
 /// How the host is reached.
@@ -73,22 +74,41 @@ fn has_serial_device() -> bool {
 /// Opens the port, which only one may do at a time, and waits for the host's end.
 async fn open_port(path: &Path) -> io::Result<Fd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let port = Fd::new(rustix::fs::openat(CWD, path, flags, Mode::empty())?)?;
+    let port = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let edges = Edges::of(&port)?;
     while is_hung_up(&port)? {
-        tokio::select! {
-            edge = port.next_edge() => edge?,
-            () = tokio::time::sleep(HOST_POLL) => {}
+        // What an edge may have escaped is seen a moment later.
+        if let Ok(edge) = tokio::time::timeout(HOST_POLL, edges.next()).await {
+            edge?;
         }
     }
-    Ok(port)
+    Fd::new(port)
 }
 
-fn is_hung_up(port: &Fd) -> io::Result<bool> {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let mut fds = [PollFd::from_borrowed_fd(port.as_fd(), PollFlags::IN)];
+/// The changes of a port. To the event loop a hang-up is the end of a descriptor, and ever
+/// ready; here it is a state that passes, so an epoll of its own is put between.
+struct Edges(Fd);
+
+impl Edges {
+    fn of(port: &OwnedFd) -> io::Result<Self> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&set, port, epoll::EventData::new_u64(0), flags)?;
+        Ok(Self(Fd::new(set)?))
+    }
+
+    async fn next(&self) -> io::Result<()> {
+        self.0.readable().await?;
+        let mut events = Vec::with_capacity(1);
+        let now = Timespec::default();
+        epoll::wait(&self.0, spare_capacity(&mut events), Some(&now))?;
+        Ok(())
+    }
+}
+
+fn is_hung_up(port: &OwnedFd) -> io::Result<bool> {
+    let now = Timespec::default();
+    let mut fds = [PollFd::new(port, PollFlags::IN)];
     poll(&mut fds, Some(&now))?;
     Ok(fds[0].revents().contains(PollFlags::HUP))
 }

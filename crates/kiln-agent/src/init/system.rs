@@ -67,10 +67,10 @@ pub(super) fn furnish() {
         ("devpts", "/dev/pts", 0o755, "gid=5,mode=0620,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", 0o1777, "mode=1777"),
         ("mqueue", "/dev/mqueue", 0o1777, ""),
-        ("cgroup2", CGROUPS, 0o755, ""),
     ] {
         mount_extra(kind, target, mode, options);
     }
+    mount_cgroups();
     make_tmp();
     for (target, link) in [
         ("/proc/self/fd", "/dev/fd"),
@@ -82,6 +82,19 @@ pub(super) fn furnish() {
         let _ = symlink(target, link);
     }
     try_to("bring up the loopback interface", network::loopback_up);
+}
+
+/// Every session moves a process into a new group. Usually the kernel waits for a grace period
+/// of RCU then (10 ms); `favordynmods` (since Linux 6.0) spares that.
+fn mount_cgroups() {
+    let (target, secure) = (
+        CGROUPS,
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+    );
+    let mount = |options| filesystem(Path::new("cgroup2"), "cgroup2", target, secure, options);
+    if let Err(error) = mount("favordynmods").or_else(|_| mount("")) {
+        console::warn(error);
+    }
 }
 
 fn mount_extra(kind: &str, target: &str, mode: u32, options: &str) {

@@ -52,17 +52,20 @@ async fn next(session: &Session) -> Next {
         if session.leader_has_exited() {
             return Next::Exited;
         }
-        let state = session.state.borrow();
-        let front = state.input.bytes.as_slices().0;
-        if !front.is_empty() {
-            return Next::Bytes(front[..front.len().min(CHUNK)].to_vec());
+        if let Some(next) = waiting(session) {
+            return next;
         }
-        if state.input.eof {
-            return Next::Eof;
-        }
-        drop(state);
         session.input.notified().await;
     }
+}
+
+fn waiting(session: &Session) -> Option<Next> {
+    let input = &session.state.borrow().input;
+    let front = input.bytes.as_slices().0;
+    if !front.is_empty() {
+        return Some(Next::Bytes(front[..front.len().min(CHUNK)].to_vec()));
+    }
+    input.eof.then_some(Next::Eof)
 }
 
 /// Writes `bytes`, which stay in the buffer until they are written.

@@ -33,7 +33,9 @@ pub(crate) struct Session {
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) pid: Pid,
     pub(crate) kill_on_detach: bool,
-    terminal: Option<Rc<Fd>>,
+    tty: bool,
+    /// Closed at the end, so that it is not kept with the session.
+    terminal: RefCell<Option<Rc<Fd>>>,
     cgroup: Option<Rc<Cgroup>>,
     started: Instant,
     linger: Duration,
@@ -89,7 +91,7 @@ pub(crate) struct Flooded;
 
 impl Session {
     pub(crate) fn has_terminal(&self) -> bool {
-        self.terminal.is_some()
+        self.tty
     }
 
     pub(crate) fn is_attached(&self) -> bool {
@@ -122,6 +124,8 @@ impl Session {
         drop(state);
         self.client.set(self.client.get() + 1);
         self.news.notify_waiters();
+        // What the client had already makes room.
+        self.room.notify_waiters();
         Some(self.client.get())
     }
 
@@ -191,7 +195,7 @@ impl Session {
     }
 
     fn resize(&self, size: WindowSize) {
-        if let Some(terminal) = &self.terminal {
+        if let Some(terminal) = self.terminal.borrow().as_ref() {
             // A terminal that is hung up has no size any more.
             let _ = crate::process::resize(terminal.as_ref(), size);
         }
@@ -259,6 +263,7 @@ impl Session {
         };
         state.ended = Some((exit, Instant::now()));
         drop(state);
+        self.terminal.take();
         self.news.notify_waiters();
     }
 

@@ -72,6 +72,8 @@ async fn until_exit(session: &Session, source: Source, fd: &Fd) -> bool {
 /// Reads once, when there is room, at most `max` bytes; 0 at the end. Cancel-safe.
 async fn read(session: &Session, source: Source, fd: &Fd, max: usize) -> usize {
     loop {
+        // A flood that nobody reads would otherwise never let go of the thread.
+        tokio::task::consume_budget().await;
         room(session).await;
         match try_read(session, source, fd, max) {
             Ok(Some(n)) => return n,
@@ -116,7 +118,7 @@ async fn discard(fd: &Fd) {
         let read = BUFFER.with_borrow_mut(|buffer| fd.try_read(buffer));
         match read {
             Ok(Some(0)) | Err(_) => return,
-            Ok(Some(_)) => tokio::task::yield_now().await,
+            Ok(Some(_)) => tokio::task::consume_budget().await,
             Ok(None) => {
                 if fd.readable().await.is_err() {
                     return;

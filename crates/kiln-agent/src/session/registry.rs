@@ -20,7 +20,7 @@ use crate::process::{self, SpawnError, Spawned, SpawnedIo};
 const MAX_RUNNING: usize = 256;
 /// Sessions that are kept after their end: so many, so long, with so much output.
 const MAX_ENDED: usize = 64;
-const KEEP_ENDED: Duration = Duration::from_mins(10);
+const KEEP_ENDED: Duration = Duration::from_secs(600);
 const KEEP_ENDED_BYTES: usize = 2 * 1024 * 1024;
 /// Of the arguments of a session, what a list shows.
 const SHOWN_ARGS: usize = 16;
@@ -110,7 +110,8 @@ impl Sessions {
             argv: exec.argv,
             pid: spawned.pid,
             kill_on_detach: exec.kill_on_detach,
-            terminal: io.terminal(),
+            tty: exec.tty.is_some(),
+            terminal: RefCell::new(io.terminal()),
             cgroup: cgroup.map(Rc::new),
             started: Instant::now(),
             linger: self.linger,

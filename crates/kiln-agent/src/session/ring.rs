@@ -41,10 +41,6 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn start(&self) -> u64 {
-        self.start
-    }
-
     pub(crate) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
@@ -200,7 +196,7 @@ mod tests {
             pushed += n as u64;
         }
         assert_eq!(pushed, OUTPUT_WINDOW);
-        assert_eq!(ring.start(), 0);
+        assert_eq!(ring.start, 0);
         assert!(ring.ack(CHUNK as u64));
         assert_eq!(ring.room(), CHUNK);
         assert!(!ring.ack(OUTPUT_WINDOW + 1));
@@ -256,7 +252,7 @@ mod tests {
             prop_assert_eq!(ring.end(), all.len() as u64);
             let from = from.min(ring.end());
             let (lost, kept) = collect(&ring, from);
-            prop_assert_eq!(lost, ring.start().saturating_sub(from));
+            prop_assert_eq!(lost, ring.start.saturating_sub(from));
             prop_assert_eq!(&kept[..], &all[(from + lost) as usize..]);
         }
     }

@@ -168,16 +168,16 @@ async fn resynchronise(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
     socket.write_all(&hello(nonce)).await?;
     loop {
         let mut scanner = AckScanner::new(nonce);
-        let deadline = Instant::now() + patience;
-        if let Some(rest) = acknowledged(socket, &mut scanner, deadline).await? {
-            return Ok(rest);
-        }
         // As long as the guest does not read, another hello would only pile up behind the first.
         while unread(&*socket)? > 0 {
             let soon = Instant::now() + READ_POLL;
             if let Some(rest) = acknowledged(socket, &mut scanner, soon).await? {
                 return Ok(rest);
             }
+        }
+        let deadline = Instant::now() + patience;
+        if let Some(rest) = acknowledged(socket, &mut scanner, deadline).await? {
+            return Ok(rest);
         }
         nonce = nonce.wrapping_add(1);
         patience = (patience * 2).min(LONGEST_PATIENCE);

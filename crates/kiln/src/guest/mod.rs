@@ -428,3 +428,6 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
         age: Duration::from_millis(entry.age_ms),
     }
 }
+
+#[cfg(test)]
+mod tests;

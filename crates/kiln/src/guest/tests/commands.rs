@@ -1,9 +1,9 @@
 //! Running commands: what they get and what becomes of them.
 
-use kiln::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, TerminalSize};
-use kiln::guest::{GuestError, Refusal};
+use crate::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, TerminalSize};
+use crate::guest::{GuestError, Refusal};
 
-use crate::support::{collect, connected, gone, run, shell, spec, until, within};
+use super::support::{collect, connected, gone, run, shell, spec, until, within};
 
 #[tokio::test]
 async fn output_streams_are_separate_and_the_exit_code_is_the_commands() {
@@ -312,7 +312,7 @@ async fn a_background_process_does_not_hold_the_session_up_and_lives_on() {
     let pid: u32 = text.lines().find_map(|l| l.parse().ok()).unwrap();
     // More than the pipe holds: it would be stuck, or dead of SIGPIPE, if nobody read.
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    assert!(crate::support::is_alive(pid));
+    assert!(super::support::is_alive(pid));
     let _ = std::process::Command::new("kill")
         .arg(pid.to_string())
         .status();

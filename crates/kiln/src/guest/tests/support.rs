@@ -5,16 +5,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use kiln::exec::{ExecExit, ExecOutput, ExecSpec};
-use kiln::guest::{ExecOutputReceiver, ExecSession, GuestIdentity, GuestLink};
+use crate::exec::{ExecExit, ExecOutput, ExecSpec};
+use crate::guest::{ExecOutputReceiver, ExecSession, GuestIdentity, GuestLink};
 use kiln_vmm::AgentEndpoint;
 use tempfile::TempDir;
 
 /// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The agent, built by the cargo that runs this test.
-pub fn agent_program() -> &'static Path {
+pub(crate) fn agent_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let built = Command::new(env!("CARGO"))
@@ -29,18 +29,27 @@ pub fn agent_program() -> &'static Path {
 }
 
 /// An agent without a machine.
-pub struct Agent {
+pub(crate) struct Agent {
     process: Child,
-    pub dir: TempDir,
+    pub(crate) dir: TempDir,
 }
 
 impl Agent {
     /// Starts one that dials `agent.sock` of its directory.
-    pub fn start(options: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let mut agent = Self::dialling(socket, options);
+        agent.dir = dir;
+        agent
+    }
+
+    /// Starts one that dials `socket`.
+    pub(crate) fn dialling(socket: PathBuf, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let process = Command::new(agent_program())
             .arg("--connect-unix")
-            .arg(dir.path().join("agent.sock"))
+            .arg(socket)
             .args(options)
             .stdin(Stdio::null())
             .spawn()
@@ -48,24 +57,28 @@ impl Agent {
         Self { process, dir }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("agent.sock")
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// A link that listens where the agent dials.
-    pub fn link(&self) -> GuestLink {
+    pub(crate) fn link(&self) -> GuestLink {
         GuestLink::open(
             AgentEndpoint::Listen(self.socket()),
             GuestIdentity::default(),
         )
     }
 
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+    }
+
     /// Waits until it has ended by itself.
-    pub async fn ended(&mut self) -> std::process::ExitStatus {
+    pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         within(async {
             loop {
                 if let Some(status) = self.process.try_wait().unwrap() {
@@ -86,45 +99,45 @@ impl Drop for Agent {
 }
 
 /// A link with its agent, connected.
-pub async fn connected(options: &[&str]) -> (Agent, GuestLink) {
+pub(crate) async fn connected(options: &[&str]) -> (Agent, GuestLink) {
     let agent = Agent::start(options);
     let link = agent.link();
     within(link.ready()).await.unwrap();
     (agent, link)
 }
 
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future)
         .await
         .expect("it takes too long")
 }
 
-pub fn spec(argv: &[&str]) -> ExecSpec {
+pub(crate) fn spec(argv: &[&str]) -> ExecSpec {
     ExecSpec {
         argv: argv.iter().map(|&arg| arg.to_owned()).collect(),
         ..ExecSpec::default()
     }
 }
 
-pub fn shell(script: &str) -> ExecSpec {
+pub(crate) fn shell(script: &str) -> ExecSpec {
     spec(&["sh", "-c", script])
 }
 
 /// Everything that a session says until its end.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub lost: u64,
-    pub exit: Option<ExecExit>,
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) lost: u64,
+    pub(crate) exit: Option<ExecExit>,
 }
 
 impl Outcome {
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
@@ -138,7 +151,7 @@ impl Outcome {
     }
 }
 
-pub async fn collect(output: &mut ExecOutputReceiver) -> Outcome {
+pub(crate) async fn collect(output: &mut ExecOutputReceiver) -> Outcome {
     let mut outcome = Outcome::default();
     while let Some(output) = within(output.next()).await.unwrap() {
         outcome.take(output);
@@ -147,7 +160,7 @@ pub async fn collect(output: &mut ExecOutputReceiver) -> Outcome {
 }
 
 /// Reads until standard output has `wanted` in it.
-pub async fn until(output: &mut ExecOutputReceiver, wanted: &str) -> Outcome {
+pub(crate) async fn until(output: &mut ExecOutputReceiver, wanted: &str) -> Outcome {
     let mut outcome = Outcome::default();
     while !outcome.stdout().contains(wanted) {
         match within(output.next()).await.unwrap() {
@@ -158,18 +171,18 @@ pub async fn until(output: &mut ExecOutputReceiver, wanted: &str) -> Outcome {
     outcome
 }
 
-pub async fn run(link: &GuestLink, spec: &ExecSpec) -> Outcome {
+pub(crate) async fn run(link: &GuestLink, spec: &ExecSpec) -> Outcome {
     let mut session: ExecSession = within(link.exec(spec)).await.unwrap();
     collect(&mut session.output).await
 }
 
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     // A zombie is dead: only its parent has not heard of it.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 /// Waits until the process is gone.
-pub async fn gone(pid: u32) {
+pub(crate) async fn gone(pid: u32) {
     within(async {
         while is_alive(pid) {
             tokio::time::sleep(Duration::from_millis(5)).await;

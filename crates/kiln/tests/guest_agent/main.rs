@@ -1,4 +1,0 @@
-//! A [`GuestLink`] and a real agent: everything that needs no machine.
-
-mod commands;
-mod support;
