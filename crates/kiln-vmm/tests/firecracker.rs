@@ -55,7 +55,7 @@ async fn spawned(bench: &Bench, spec: &MachineSpec) -> Owned {
 async fn booted(bench: &Bench, then: Then) -> Owned {
     let machine = spawned(bench, &bench.place.spec(then)).await;
     machine.boot().await.unwrap();
-    printed(&machine.console(), GREETING.trim()).await;
+    printed(&machine.console(), GREETING).await;
     machine
 }
 
@@ -86,7 +86,7 @@ async fn a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
     machine.boot().await.unwrap();
     assert!(spec.runtime_dir.join("v.sock").exists());
     let console = machine.console();
-    printed(&console, GREETING.trim()).await;
+    printed(&console, GREETING).await;
     assert!(
         console
             .read(0, 100)
@@ -277,7 +277,7 @@ async fn measure_spawn_to_output() {
         let begin = Instant::now();
         let machine = spawned(&bench, &bench.place.spec(Then::Stay)).await;
         let timings = machine.boot().await.unwrap();
-        printed(&machine.console(), GREETING.trim()).await;
+        printed(&machine.console(), GREETING).await;
         rows.push((begin.elapsed(), timings));
         close(&machine, &bench.place).await;
         std::fs::remove_file(bench.place.path().join("console.log")).unwrap();
