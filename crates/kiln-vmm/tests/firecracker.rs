@@ -273,9 +273,10 @@ async fn measure_spawn_to_output() {
         return;
     };
     let mut rows = Vec::new();
+    let spec = bench.place.spec(Then::Stay);
     for _ in 0..20 {
         let begin = Instant::now();
-        let machine = spawned(&bench, &bench.place.spec(Then::Stay)).await;
+        let machine = spawned(&bench, &spec).await;
         let timings = machine.boot().await.unwrap();
         printed(&machine.console(), GREETING).await;
         rows.push((begin.elapsed(), timings));

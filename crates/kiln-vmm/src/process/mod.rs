@@ -1,7 +1,7 @@
 //! One VMM process: started in a session of its own, held by a pidfd, reaped exactly once.
 //!
 //! Knows processes and nothing of what runs in them. A process is never named by its number
-//! alone: the pidfd is what gets signalled, and a [`ProcessIdentity`](crate::ProcessIdentity) is
+//! alone: the pidfd is what gets signalled, and a [`ProcessIdentity`] is
 //! checked against the kernel before a pidfd of a recorded process is trusted.
 
 mod command;
