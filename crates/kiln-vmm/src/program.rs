@@ -47,6 +47,12 @@ pub enum ProgramError {
 /// Where the program is: the explicit path, else the one of environment variable `variable`,
 /// else the first of `name` on `PATH`.
 pub(crate) fn find(explicit: Option<&Path>, variable: &str, name: &str) -> Option<PathBuf> {
+    let found = find_as_given(explicit, variable, name)?;
+    // Machines are started in another directory.
+    std::path::absolute(found).ok()
+}
+
+fn find_as_given(explicit: Option<&Path>, variable: &str, name: &str) -> Option<PathBuf> {
     if let Some(path) = explicit {
         return Some(path.to_owned());
     }
@@ -124,6 +130,14 @@ mod tests {
         assert_eq!(parse(firecracker, "Firecracker v").unwrap(), "1.16.1");
         assert_eq!(parse("Firecracker vNext", "Firecracker v"), None);
         assert_eq!(parse("", "Firecracker v"), None);
+    }
+
+    #[test]
+    fn a_relative_path_holds_in_every_directory() {
+        let found = find(Some(Path::new("bin/vmm")), "KILN_NONE", "vmm").unwrap();
+        assert!(found.is_absolute() && found.ends_with("bin/vmm"));
+        assert!(find(None, "KILN_NONE", "sh").unwrap().is_absolute());
+        assert_eq!(find(None, "KILN_NONE", "no-such-program"), None);
     }
 
     #[tokio::test]

@@ -2,16 +2,26 @@
 //!
 //! The guests avoid what a KVM without hardware cannot emulate, so these tests run wherever
 //! `/dev/kvm` opens, also on hosts that the probe calls unusable.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "tests fail by panicking; the configured exception covers test functions only"
+)]
 
 mod support;
 
 use std::time::{Duration, Instant};
 
 use kiln_vmm::firecracker::FirecrackerEngine;
-use kiln_vmm::{AdoptError, AgentEndpoint, Engine, Exit, Machine, MachineError, MachineState};
+use kiln_vmm::{
+    AdoptError, AgentEndpoint, Engine, Exit, MachineError, MachineRecord, MachineSpec, MachineState,
+};
 use rustix::process::Signal;
 use support::stub::{GREETING, Then};
-use support::{Place, alive, close, grown, kill, printed};
+use support::{Owned, Place, alive, close, grown, kill, printed};
 
 struct Bench {
     engine: FirecrackerEngine,
@@ -38,11 +48,19 @@ async fn bench(test: &str) -> Option<Bench> {
     })
 }
 
-async fn booted(bench: &Bench, then: Then) -> Box<dyn Machine> {
-    let machine = bench.engine.spawn(&bench.place.spec(then)).await.unwrap();
+async fn spawned(bench: &Bench, spec: &MachineSpec) -> Owned {
+    Owned::new(bench.engine.spawn(spec).await.unwrap())
+}
+
+async fn booted(bench: &Bench, then: Then) -> Owned {
+    let machine = spawned(bench, &bench.place.spec(then)).await;
     machine.boot().await.unwrap();
-    printed(&machine.console(), GREETING.trim()).await;
+    printed(&machine.console(), GREETING).await;
     machine
+}
+
+async fn adopted(bench: &Bench, record: &MachineRecord) -> Owned {
+    Owned::new(bench.engine.adopt(record).await.unwrap())
 }
 
 #[tokio::test]
@@ -59,7 +77,7 @@ async fn a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
         bench.place.disk("root", "a, \"quoted\" disk", true),
         bench.place.disk("scratch", "scratch", false),
     ];
-    let machine = bench.engine.spawn(&spec).await.unwrap();
+    let machine = spawned(&bench, &spec).await;
     assert_eq!(machine.state(), MachineState::Spawned);
     assert_eq!(
         machine.agent_endpoint(),
@@ -68,7 +86,7 @@ async fn a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
     machine.boot().await.unwrap();
     assert!(spec.runtime_dir.join("v.sock").exists());
     let console = machine.console();
-    printed(&console, GREETING.trim()).await;
+    printed(&console, GREETING).await;
     assert!(
         console
             .read(0, 100)
@@ -88,7 +106,7 @@ async fn a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
     let pid = machine.record().process.pid;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("Seccomp:\t2"), "{status}");
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
     assert!(!alive(pid));
 }
 
@@ -97,15 +115,11 @@ async fn a_guest_that_resets_ends_its_machine_with_status_0() {
     let Some(bench) = bench("a_guest_that_resets_ends_its_machine_with_status_0").await else {
         return;
     };
-    let machine = bench
-        .engine
-        .spawn(&bench.place.spec(Then::Reset))
-        .await
-        .unwrap();
+    let machine = spawned(&bench, &bench.place.spec(Then::Reset)).await;
     machine.boot().await.unwrap();
     assert_eq!(machine.wait().await, Exit::Code(0));
     assert_eq!(machine.diagnostics().console, GREETING);
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 #[tokio::test]
@@ -116,7 +130,7 @@ async fn ctrl_alt_del_reaches_the_guest() {
     let machine = booted(&bench, Then::AwaitKey).await;
     machine.press_ctrl_alt_del().await.unwrap();
     assert_eq!(machine.wait().await, Exit::Code(0));
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 #[tokio::test]
@@ -127,7 +141,7 @@ async fn a_killed_vmm_is_noticed() {
     let machine = booted(&bench, Then::Stay).await;
     kill(machine.record().process.pid, Signal::KILL);
     assert_eq!(machine.wait().await, Exit::Signal(Signal::KILL.as_raw()));
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 #[tokio::test]
@@ -140,7 +154,7 @@ async fn a_kernel_that_firecracker_refuses_is_told_in_its_words() {
     let head = std::fs::read(&spec.boot.kernel).unwrap()[..80].to_vec();
     spec.boot.kernel = bench.place.path().join("cut");
     std::fs::write(&spec.boot.kernel, head).unwrap();
-    let machine = bench.engine.spawn(&spec).await.unwrap();
+    let machine = spawned(&bench, &spec).await;
     let error = machine.boot().await.unwrap_err();
     let MachineError::Refused {
         call,
@@ -152,7 +166,7 @@ async fn a_kernel_that_firecracker_refuses_is_told_in_its_words() {
     };
     assert_eq!(call, "boot");
     assert!(message.to_lowercase().contains("kernel"), "{message}");
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 #[tokio::test]
@@ -162,11 +176,7 @@ async fn a_firecracker_that_cannot_start_says_why_at_once() {
     };
     // Its socket is there already, as a leftover would be.
     std::fs::write(bench.place.runtime_dir().join("api.sock"), b"").unwrap();
-    let machine = bench
-        .engine
-        .spawn(&bench.place.spec(Then::Stay))
-        .await
-        .unwrap();
+    let machine = spawned(&bench, &bench.place.spec(Then::Stay)).await;
     let begin = Instant::now();
     let error = machine.boot().await.unwrap_err();
     assert!(begin.elapsed() < Duration::from_secs(10));
@@ -182,7 +192,7 @@ async fn a_firecracker_that_cannot_start_says_why_at_once() {
         "{}",
         diagnostics.vmm_output
     );
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 #[tokio::test]
@@ -191,20 +201,19 @@ async fn a_machine_outlives_its_owner_and_is_adopted() {
         return;
     };
     let machine = booted(&bench, Then::Tick).await;
-    let record = machine.record().clone();
-    drop(machine);
+    let record = machine.leave();
     assert!(alive(record.process.pid));
-    let machine = bench.engine.adopt(&record).await.unwrap();
+    let machine = adopted(&bench, &record).await;
     assert_eq!(machine.state(), MachineState::Running);
     let console = machine.console();
     let end = console.follow().borrow().offset;
     grown(&console, end).await;
     assert!(machine.agent_endpoint().is_some());
     machine.pause().await.unwrap();
-    drop(machine);
-    let machine = bench.engine.adopt(&record).await.unwrap();
+    machine.leave();
+    let machine = adopted(&bench, &record).await;
     assert_eq!(machine.state(), MachineState::Paused);
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
     assert!(!alive(record.process.pid));
     assert!(matches!(
         bench.engine.adopt(&record).await,
@@ -218,8 +227,7 @@ async fn a_machine_that_does_not_answer_can_still_be_discarded() {
         return;
     };
     let machine = booted(&bench, Then::Stay).await;
-    let record = machine.record().clone();
-    drop(machine);
+    let record = machine.leave();
     std::fs::remove_file(record.runtime_dir.join("api.sock")).unwrap();
     assert!(matches!(
         bench.engine.adopt(&record).await,
@@ -254,7 +262,7 @@ async fn a_guest_that_floods_its_console_fills_no_disk() {
         .map(|data| data.len())
         .sum();
     assert!(kept <= 2 << 20, "{kept} bytes");
-    close(&*machine, &bench.place).await;
+    close(&machine, &bench.place).await;
 }
 
 /// Figures for the report; run with `--ignored --nocapture`.
@@ -265,17 +273,14 @@ async fn measure_spawn_to_output() {
         return;
     };
     let mut rows = Vec::new();
+    let spec = bench.place.spec(Then::Stay);
     for _ in 0..20 {
         let begin = Instant::now();
-        let machine = bench
-            .engine
-            .spawn(&bench.place.spec(Then::Stay))
-            .await
-            .unwrap();
+        let machine = spawned(&bench, &spec).await;
         let timings = machine.boot().await.unwrap();
-        printed(&machine.console(), GREETING.trim()).await;
+        printed(&machine.console(), GREETING).await;
         rows.push((begin.elapsed(), timings));
-        close(&*machine, &bench.place).await;
+        close(&machine, &bench.place).await;
         std::fs::remove_file(bench.place.path().join("console.log")).unwrap();
     }
     rows.sort_by_key(|(total, _)| *total);

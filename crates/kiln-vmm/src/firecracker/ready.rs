@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use crate::readable_fd::readable_fd;
@@ -18,8 +19,22 @@ use crate::readable_fd::readable_fd;
 /// A watch on the directory of a socket, set before the process that makes it starts.
 #[derive(Debug)]
 pub(super) struct SocketWatch {
-    events: AsyncFd<OwnedFd>,
+    events: Events,
     path: PathBuf,
+}
+
+/// Closing an inotify descriptor waits for a grace period of the kernel's: 10 ms and more, which
+/// no boot and no task of the runtime shall pay for.
+#[derive(Debug)]
+struct Events(Option<AsyncFd<OwnedFd>>);
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if let Ok(runtime) = Handle::try_current() {
+            let events = self.0.take();
+            runtime.spawn_blocking(move || drop(events));
+        }
+    }
 }
 
 impl SocketWatch {
@@ -29,7 +44,7 @@ impl SocketWatch {
         let dir = path.parent().unwrap_or(Path::new("/"));
         inotify::add_watch(&events, dir, inotify::WatchFlags::CREATE)?;
         Ok(Self {
-            events: readable_fd(events)?,
+            events: Events(Some(readable_fd(events)?)),
             path,
         })
     }
@@ -56,11 +71,14 @@ impl SocketWatch {
     /// Returns when something of the socket's name was made since the watch was set.
     async fn appeared(&self) -> std::io::Result<()> {
         let name = self.path.file_name().unwrap_or(OsStr::new(""));
+        let Some(events) = &self.events.0 else {
+            return Ok(());
+        };
         loop {
-            let mut ready = self.events.readable().await?;
+            let mut ready = events.readable().await?;
             ready.clear_ready();
             let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut reader = inotify::Reader::new(self.events.get_ref(), &mut buffer);
+            let mut reader = inotify::Reader::new(events.get_ref(), &mut buffer);
             let mut seen = false;
             loop {
                 match reader.next() {

@@ -1,12 +1,13 @@
 //! One VMM process: started in a session of its own, held by a pidfd, reaped exactly once.
 //!
 //! Knows processes and nothing of what runs in them. A process is never named by its number
-//! alone: the pidfd is what gets signalled, and a [`ProcessIdentity`](crate::ProcessIdentity) is
+//! alone: the pidfd is what gets signalled, and a [`ProcessIdentity`] is
 //! checked against the kernel before a pidfd of a recorded process is trusted.
 
 mod command;
 mod identity;
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ pub(crate) use identity::{boot_id, pid_of};
 
 use crate::readable_fd::readable_fd;
 use crate::{Exit, ProcessIdentity};
+
+/// How long a killed process may take to be gone: freeing much memory on a busy machine.
+const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running VMM. Dropping it leaves the process alone.
 #[derive(Clone, Debug)]
@@ -135,7 +139,8 @@ impl VmmProcess {
     /// Ends it: SIGTERM first when `grace` is not zero, then SIGKILL.
     ///
     /// # Errors
-    /// The kernel refuses the signal, for instance to a process of another user.
+    /// The kernel refuses the signal, for instance to a process of another user, or cannot end
+    /// the process.
     pub async fn end(&self, grace: Duration) -> std::io::Result<Exit> {
         if !grace.is_zero() && self.exited().is_none() {
             self.signal(Signal::TERM)?;
@@ -146,7 +151,13 @@ impl VmmProcess {
         if self.exited().is_none() {
             self.signal(Signal::KILL)?;
         }
-        Ok(self.wait().await)
+        // A process that the kernel holds up (a dead network disk, say) survives even that.
+        timeout(KILL_PATIENCE, self.wait()).await.map_err(|_| {
+            std::io::Error::new(
+                ErrorKind::TimedOut,
+                "killed, but the kernel does not end it",
+            )
+        })
     }
 
     fn signal(&self, signal: Signal) -> std::io::Result<()> {

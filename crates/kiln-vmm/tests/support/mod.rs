@@ -4,36 +4,48 @@
 pub(crate) mod stub;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_vmm::console::ConsoleLog;
-use kiln_vmm::{Boot, Disk, Machine, MachineSpec};
+use kiln_vmm::{Boot, Disk, Machine, MachineRecord, MachineSpec};
+use rustix::process::{Pid, Signal};
 
 /// A generous deadline: the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Directories of one machine, removed afterwards.
 pub(crate) struct Place {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Removes it; not held by a process that only visits.
+    _owned: Option<tempfile::TempDir>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("kv").tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("run")).unwrap();
-        Self { dir }
+        let owned = tempfile::Builder::new().prefix("kv").tempdir().unwrap();
+        std::fs::create_dir(owned.path().join("run")).unwrap();
+        Self {
+            dir: owned.path().to_owned(),
+            _owned: Some(owned),
+        }
+    }
+
+    /// The place of another process.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        Self { dir, _owned: None }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     pub(crate) fn runtime_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.dir.join("run")
     }
 
     pub(crate) fn cache(&self) -> PathBuf {
-        self.dir.path().join("cache")
+        self.dir.join("cache")
     }
 
     pub(crate) fn spec(&self, then: stub::Then) -> MachineSpec {
@@ -49,7 +61,7 @@ impl Place {
             },
             disks: vec![],
             agent: true,
-            console_log: self.dir.path().join("console.log"),
+            console_log: self.dir.join("console.log"),
         }
     }
 
@@ -110,14 +122,55 @@ pub(crate) fn alive(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
+/// A machine that does not outlive a test that fails: when it is dropped, its VMM is killed.
+pub(crate) struct Owned(Option<Arc<dyn Machine>>);
+
+impl Owned {
+    pub(crate) fn new(machine: Box<dyn Machine>) -> Self {
+        Self(Some(machine.into()))
+    }
+
+    /// For a task of the test.
+    pub(crate) fn share(&self) -> Arc<dyn Machine> {
+        Arc::clone(self.0.as_ref().unwrap())
+    }
+
+    /// Lets go of the machine, as a daemon does that ends: the VMM runs on.
+    pub(crate) fn leave(mut self) -> MachineRecord {
+        let machine = self.0.take().unwrap();
+        machine.record().clone()
+    }
+}
+
+impl std::ops::Deref for Owned {
+    type Target = dyn Machine;
+
+    fn deref(&self) -> &Self::Target {
+        &**self.0.as_ref().unwrap()
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let Some(machine) = self.0.take() else {
+            return;
+        };
+        let process = &machine.record().process;
+        let pid = Pid::from_raw(process.pid.cast_signed()).unwrap();
+        if kiln_vmm::process::identify(pid).is_ok_and(|identity| identity == *process) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
 /// Sends a signal to a process of this test.
-pub(crate) fn kill(pid: u32, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+pub(crate) fn kill(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// Ends a machine and says what it left.
-pub(crate) async fn close(machine: &dyn Machine, place: &Place) {
+pub(crate) async fn close(machine: &Owned, place: &Place) {
     machine.close(Duration::ZERO).await.unwrap();
     assert_eq!(place.left(), Vec::<String>::new());
 }

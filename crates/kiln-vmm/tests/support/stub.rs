@@ -16,14 +16,15 @@ pub(crate) const GREETING: &str = "STUB-GUEST-UP\n";
 pub(crate) enum Then {
     /// Spins for ever.
     Stay,
-    /// Resets: through the keyboard controller, and where there is none by a triple fault.
+    /// Resets through the keyboard controller, as Firecracker has one.
     Reset,
+    /// Resets by a triple fault, as QEMU's `microvm` takes it.
+    TripleFault,
     /// Prints `.` for ever, slowly.
     Tick,
     /// Prints for ever, as fast as it can.
     Flood,
-    /// Resets as soon as a processor interrupt line would be pressed: polls the keyboard
-    /// controller for Ctrl-Alt-Del's scan codes.
+    /// Resets as soon as the keyboard controller holds a key.
     AwaitKey,
 }
 
@@ -55,7 +56,8 @@ fn program(then: Then) -> Vec<u8> {
     ]);
     match then {
         Then::Stay => code.extend([0xf3, 0x90, 0xeb, 0xfc]), // pause; jmp pause
-        Then::Reset => code.extend(reset()),
+        Then::Reset => code.extend(RESET),
+        Then::TripleFault => code.extend(TRIPLE_FAULT),
         Then::Tick => code.extend([
             0xb9, 0x00, 0x00, 0x01, 0x00, // mov ecx, 0x10000
             0xf3, 0x90, // pause
@@ -69,7 +71,7 @@ fn program(then: Then) -> Vec<u8> {
         Then::AwaitKey => {
             // in al, 0x64; test al, 1 (a byte waits); jz back
             code.extend([0xe4, 0x64, 0xa8, 0x01, 0x74, 0xfa]);
-            code.extend(reset());
+            code.extend(RESET);
         }
     }
     let message = BASE + u32::try_from(code.len()).unwrap();
@@ -88,16 +90,19 @@ fn program(then: Then) -> Vec<u8> {
     code
 }
 
-fn reset() -> Vec<u8> {
-    vec![
-        0xb0, 0xfe, // mov al, 0xfe
-        0xe6, 0x64, // out 0x64, al
-        0xbe, 0xee, 0xee, 0xee, 0xee, // mov esi, table (patched)
-        0x0f, 0x01, 0x1e, // lidt [esi]
-        0xcc, // int3
-        0xf4, // hlt
-    ]
-}
+/// The processor runs on until the VMM has taken the reset up, so it has to wait.
+const RESET: [u8; 8] = [
+    0xb0, 0xfe, // mov al, 0xfe
+    0xe6, 0x64, // out 0x64, al
+    0xf3, 0x90, // pause
+    0xeb, 0xfc, // jmp pause
+];
+
+const TRIPLE_FAULT: [u8; 9] = [
+    0xbe, 0xee, 0xee, 0xee, 0xee, // mov esi, table (patched)
+    0x0f, 0x01, 0x1e, // lidt [esi]
+    0xcc, // int3
+];
 
 fn elf(code: &[u8], note: bool) -> Vec<u8> {
     const HEADER: u64 = 64;

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -58,10 +58,14 @@ struct Writing {
     torn: bool,
 }
 
+type Answer = Result<Value, QmpError>;
+/// Who waits for the answer to which command.
+type Pending = HashMap<u64, oneshot::Sender<Answer>>;
+
 #[derive(Debug)]
 struct Shared {
     /// `None` once the connection has ended.
-    pending: Mutex<Option<HashMap<u64, oneshot::Sender<Result<Value, QmpError>>>>>,
+    pending: Mutex<Option<Pending>>,
     events: broadcast::Sender<Event>,
 }
 
@@ -156,7 +160,7 @@ impl Qmp {
         name: &str,
         arguments: Value,
         fd: Option<BorrowedFd<'_>>,
-    ) -> Result<oneshot::Receiver<Result<Value, QmpError>>, QmpError> {
+    ) -> Result<oneshot::Receiver<Answer>, QmpError> {
         let mut writing = self.writing.lock().await;
         if writing.torn {
             return Err(broken("an earlier command was cut off"));
@@ -205,14 +209,11 @@ impl Drop for Qmp {
 }
 
 impl Shared {
-    fn pending(
-        &self,
-    ) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Result<Value, QmpError>>>>>
-    {
+    fn pending(&self) -> MutexGuard<'_, Option<Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, id: Option<u64>, answer: Result<Value, QmpError>) {
+    fn answer(&self, id: Option<u64>, answer: Answer) {
         let waiting = id.and_then(|id| self.pending().as_mut()?.remove(&id));
         // Nobody waits for the answer to a command that was given up.
         if let Some(waiting) = waiting {
