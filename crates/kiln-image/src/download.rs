@@ -223,7 +223,11 @@ async fn follow(
                 status: status.as_u16(),
             });
         }
-        url = redirected(&url, &response)?;
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok());
+        url = redirected(&url, location.unwrap_or_default())?;
     }
     Err(DownloadError::TooManyRedirects {
         url: download.url.to_owned(),
@@ -253,16 +257,16 @@ async fn ask(
     })
 }
 
-fn redirected(from: &Uri, response: &Response<Incoming>) -> Result<Uri, DownloadError> {
+/// Where a redirect leads. Content is checked by digest in any case, but asking over plain HTTP
+/// would still show everyone on the way what is fetched.
+fn redirected(from: &Uri, location: &str) -> Result<Uri, DownloadError> {
     let invalid = |problem| DownloadError::InvalidUrl {
         url: from.to_string(),
         problem,
     };
-    let location = response
-        .headers()
-        .get(LOCATION)
-        .and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| invalid("it redirects to nowhere"))?;
+    if location.is_empty() {
+        return Err(invalid("it redirects to nowhere"));
+    }
     let target = if location.starts_with('/') && !location.starts_with("//") {
         let scheme = from.scheme_str().unwrap_or_default();
         let authority = from
@@ -366,5 +370,34 @@ fn stalled(download: &Download<'_>) -> DownloadError {
     DownloadError::Stalled {
         url: download.url.to_owned(),
         seconds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redirect(from: &str, location: &str) -> Result<String, DownloadError> {
+        redirected(&parse(from).unwrap(), location).map(|uri| uri.to_string())
+    }
+
+    #[test]
+    fn redirects_keep_the_host_or_name_another() {
+        let from = "https://a.example/old?x=1";
+        assert_eq!(redirect(from, "/new").unwrap(), "https://a.example/new");
+        assert_eq!(
+            redirect(from, "https://b.example/c").unwrap(),
+            "https://b.example/c"
+        );
+        for location in ["", "new", "//b.example/c", "ftp://b.example/c"] {
+            assert!(redirect(from, location).is_err(), "{location}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        let refused = redirect("https://a.example/", "http://a.example/");
+        assert!(matches!(refused, Err(DownloadError::InvalidUrl { .. })));
+        assert!(redirect("http://a.example/", "https://a.example/").is_ok());
     }
 }

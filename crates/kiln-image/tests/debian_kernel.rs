@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use kiln_image::debian::AptSource;
 use kiln_image::initramfs;
 use kiln_image::kernel::{Architecture, KernelSource, KernelStore, check_vmlinux, module_info};
 use kiln_image::{Progress, ProgressEvent, Silent};
@@ -112,4 +113,30 @@ fn a_debian_kernel_becomes_a_bundle_that_repairs_itself() {
         store.ensure(&KernelSource::Debian, &Silent).unwrap(),
         bundle
     );
+}
+
+#[test]
+fn a_host_without_package_lists_gets_its_own() {
+    let test = "a_host_without_package_lists_gets_its_own";
+    if Command::new("apt-get").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: {test}: apt is not installed");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let begin = Instant::now();
+    let apt = match AptSource::open_fresh(directory.path(), &Print) {
+        Ok(apt) => apt,
+        Err(error) => {
+            eprintln!("SKIPPED: {test}: {error}");
+            return;
+        }
+    };
+    eprintln!("fresh lists in {:?}", begin.elapsed());
+    let package = apt.candidate("base-files").unwrap();
+    let debs = apt
+        .download(std::slice::from_ref(&package), &Silent)
+        .unwrap();
+    assert_eq!(std::fs::metadata(&debs[0]).unwrap().len(), package.size);
+    let lists = std::fs::read_dir(directory.path().join("state/lists")).unwrap();
+    assert!(lists.count() > 2, "the lists are ours, not the host's");
 }

@@ -216,7 +216,8 @@ impl AptSource {
         self.candidate(name)
     }
 
-    /// A list of packages and all that they need, sorted by name; see [`super::resolve`].
+    /// A list of packages and all that they need, sorted by name. Packages in `excluded` are taken
+    /// as being there, so that neither they nor what only they need is fetched.
     ///
     /// # Errors
     /// See [`AptError`].

@@ -258,10 +258,21 @@ pub(crate) mod tests {
 
     #[test]
     fn lz4_blocks_that_lie_about_their_size_are_refused() {
-        let mut payload = lz4_legacy_payload(b"kernel");
-        let last = payload.len() - 1;
-        payload[last] = 0xff;
-        assert!(extract_vmlinux(&bzimage(&payload, "")).is_err());
+        for (stated, problem) in [
+            (5, "longer"),
+            (7, "shorter"),
+            (u32::MAX, "beyond the limit"),
+        ] {
+            let mut payload = lz4_legacy_payload(b"kernel");
+            let trailer = payload.len() - SIZE_TRAILER;
+            payload[trailer..].copy_from_slice(&u32::to_le_bytes(stated));
+            match extract_vmlinux(&bzimage(&payload, "")) {
+                Err(BzImageError::Decompress(cause)) => {
+                    assert!(cause.to_string().contains(problem), "{cause}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
         let mut short = lz4_legacy_payload(b"kernel");
         short[4] += 1;
         assert!(extract_vmlinux(&bzimage(&short, "")).is_err());

@@ -138,6 +138,22 @@ fn every_damaged_file_is_noticed_and_repaired() {
 }
 
 #[test]
+fn a_record_that_was_edited_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = local(directory.path());
+    let root = directory.path().join("store");
+    let store = KernelStore::open(&root).unwrap();
+    let bundle = store.ensure(&source, &Silent).unwrap();
+    let record = root.join("bundles").join(&bundle.id).join("bundle.json");
+    let edited = fs::read_to_string(&record)
+        .unwrap()
+        .replace(RELEASE, "6.1.0-evil");
+    fs::write(&record, edited).unwrap();
+    assert_eq!(store.get(&bundle.id), None);
+    assert_eq!(store.ensure(&source, &Silent).unwrap(), bundle);
+}
+
+#[test]
 fn what_a_killed_builder_left_is_swept() {
     let directory = tempfile::tempdir().unwrap();
     let source = local(directory.path());
