@@ -16,6 +16,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let start = Instant::now();
     let image = store.import(source, &Limits::default(), &Silent)?;
-    println!("{} {:?} {} bytes", image.path.display(), start.elapsed(), image.size_bytes);
+    println!(
+        "{} {:?} {} bytes",
+        image.path.display(),
+        start.elapsed(),
+        image.size_bytes
+    );
     Ok(())
 }

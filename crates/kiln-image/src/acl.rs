@@ -47,7 +47,10 @@ pub(crate) fn from_text(text: &[u8]) -> Result<Option<Vec<u8>>, AclError> {
             entries.push(parse_entry(line)?);
         }
     }
-    if entries.iter().all(|entry| matches!(entry.tag, USER_OWNER | GROUP_OWNER | OTHER)) {
+    if entries
+        .iter()
+        .all(|entry| matches!(entry.tag, USER_OWNER | GROUP_OWNER | OTHER))
+    {
         return Ok(None);
     }
     entries.sort_unstable();
@@ -76,8 +79,16 @@ fn parse_entry(line: &str) -> Result<Entry, AclError> {
         _ => return Err(AclError::Malformed),
     };
     // star appends the number as a fourth field.
-    let id = if who.is_empty() { NO_ID } else { parse_id(who, fields.next())? };
-    Ok(Entry { tag, id, permissions: parse_permissions(permissions)? })
+    let id = if who.is_empty() {
+        NO_ID
+    } else {
+        parse_id(who, fields.next())?
+    };
+    Ok(Entry {
+        tag,
+        id,
+        permissions: parse_permissions(permissions)?,
+    })
 }
 
 fn parse_id(who: &str, number: Option<&str>) -> Result<u32, AclError> {
@@ -137,20 +148,33 @@ mod tests {
              10000600ffffffff20000400ffffffff"
                 .replace(' ', "")
         );
-        assert_eq!(from_text(b"user::rw-\ngroup::r--\nother::---\n").unwrap(), None);
-        assert_eq!(from_text(b"user:root:rwx,mask::rwx").unwrap().unwrap()[8..12], [0; 4]);
+        assert_eq!(
+            from_text(b"user::rw-\ngroup::r--\nother::---\n").unwrap(),
+            None
+        );
+        assert_eq!(
+            from_text(b"user:root:rwx,mask::rwx").unwrap().unwrap()[8..12],
+            [0; 4]
+        );
         let star = from_text(b"user:ann:rwx:1000,mask::rwx").unwrap().unwrap();
         assert_eq!(star[8..12], 1000u32.to_le_bytes());
-        assert_eq!(from_text(b"user:ann:rwx"), Err(AclError::Name("ann".into())));
+        assert_eq!(
+            from_text(b"user:ann:rwx"),
+            Err(AclError::Name("ann".into()))
+        );
         assert_eq!(from_text(b"user"), Err(AclError::Malformed));
     }
 
     #[test]
     fn the_disk_form_keeps_ids_of_named_entries_only() {
-        let value = from_text(b"user::rw-,user:7:r--,mask::r--,other::---").unwrap().unwrap();
+        let value = from_text(b"user::rw-,user:7:r--,mask::r--,other::---")
+            .unwrap()
+            .unwrap();
         assert_eq!(
             to_ext4(&value).unwrap(),
-            [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 7, 0, 0, 0, 16, 0, 4, 0, 32, 0, 0, 0]
+            [
+                1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 7, 0, 0, 0, 16, 0, 4, 0, 32, 0, 0, 0
+            ]
         );
         assert_eq!(to_ext4(&value[..7]), None);
         assert_eq!(to_ext4(b""), None);

@@ -33,7 +33,10 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    #[allow(clippy::unnecessary_cast, reason = "field widths differ between architectures")]
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "field widths differ between architectures"
+    )]
     pub(crate) fn of(stat: &Stat) -> Stamp {
         Stamp {
             device: stat.st_dev as u64,
@@ -54,8 +57,14 @@ impl Stamp {
     /// The stamp as bytes, if the last change is so long ago that another one would show.
     pub(crate) fn settled(&self) -> Option<Vec<u8>> {
         let (seconds, nanoseconds) = self.changed;
-        let changed = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
-        let age = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.checked_sub(changed)?;
+        let changed = Duration::new(
+            u64::try_from(seconds).ok()?,
+            u32::try_from(nanoseconds).ok()?,
+        );
+        let age = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()?
+            .checked_sub(changed)?;
         let tick = if nanoseconds == 0 { COARSE_TICK } else { TICK };
         if age < tick {
             return None;
@@ -101,7 +110,10 @@ impl Contents {
         match origin {
             Origin::Layer(number) => {
                 let missing = || ContentError::Read(io::ErrorKind::NotFound.into());
-                self.layers.get(*number as usize).map(Reader::Borrowed).ok_or_else(missing)
+                self.layers
+                    .get(*number as usize)
+                    .map(Reader::Borrowed)
+                    .ok_or_else(missing)
             }
             Origin::Bytes(bytes) => Ok(Reader::Bytes(bytes)),
             Origin::Path(path, stamp) => {
@@ -109,9 +121,8 @@ impl Contents {
                 let directory = self.directory.as_ref().ok_or_else(missing)?;
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-                let file =
-                    rustix::fs::openat2(directory, &**path, flags, Mode::empty(), resolve)
-                        .map_err(|errno| ContentError::Read(errno.into()))?;
+                let file = rustix::fs::openat2(directory, &**path, flags, Mode::empty(), resolve)
+                    .map_err(|errno| ContentError::Read(errno.into()))?;
                 let reader = Reader::Opened(File::from(file), *stamp);
                 reader.check_unchanged()?;
                 Ok(reader)
@@ -123,9 +134,9 @@ impl Contents {
 impl Reader<'_> {
     pub(crate) fn read_at(&self, buffer: &mut [u8], position: u64) -> Result<(), ContentError> {
         match self {
-            Reader::Borrowed(file) => {
-                file.read_exact_at(buffer, position).map_err(ContentError::Read)
-            }
+            Reader::Borrowed(file) => file
+                .read_exact_at(buffer, position)
+                .map_err(ContentError::Read),
             // Shorter than when it was walked: somebody cut it.
             Reader::Opened(file, _) => match file.read_exact_at(buffer, position) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -145,8 +156,14 @@ impl Reader<'_> {
 
     /// To be called after the last read: what was read is what was walked.
     pub(crate) fn check_unchanged(&self) -> Result<(), ContentError> {
-        let Reader::Opened(file, stamp) = self else { return Ok(()) };
+        let Reader::Opened(file, stamp) = self else {
+            return Ok(());
+        };
         let stat = rustix::fs::fstat(file).map_err(|errno| ContentError::Read(errno.into()))?;
-        if Stamp::of(&stat) == *stamp { Ok(()) } else { Err(ContentError::Changed) }
+        if Stamp::of(&stat) == *stamp {
+            Ok(())
+        } else {
+            Err(ContentError::Changed)
+        }
     }
 }

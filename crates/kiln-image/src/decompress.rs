@@ -104,8 +104,15 @@ mod tests {
         for (compression, packed) in samples() {
             assert_eq!(Compression::detect(&packed), compression);
             let mut plain = Vec::new();
-            decompress(&packed[..], LIMIT).unwrap().read_to_end(&mut plain).unwrap();
-            assert_eq!(plain, b"hello, hello, hello".repeat(1000), "{compression:?}");
+            decompress(&packed[..], LIMIT)
+                .unwrap()
+                .read_to_end(&mut plain)
+                .unwrap();
+            assert_eq!(
+                plain,
+                b"hello, hello, hello".repeat(1000),
+                "{compression:?}"
+            );
         }
     }
 
@@ -129,6 +136,11 @@ mod tests {
         encoder.write_all(&[0; 1 << 20]).unwrap();
         let packed = encoder.finish().unwrap();
         let mut plain = Vec::new();
-        assert!(decompress(&packed[..], 1 << 20).unwrap().read_to_end(&mut plain).is_err());
+        assert!(
+            decompress(&packed[..], 1 << 20)
+                .unwrap()
+                .read_to_end(&mut plain)
+                .is_err()
+        );
     }
 }

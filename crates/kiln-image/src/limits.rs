@@ -121,7 +121,11 @@ impl Budget {
 
 fn take(used: &AtomicU64, amount: u64, limit: u64) -> Result<(), ()> {
     let before = used.fetch_add(amount, Ordering::Relaxed);
-    if before.saturating_add(amount) > limit { Err(()) } else { Ok(()) }
+    if before.saturating_add(amount) > limit {
+        Err(())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -130,7 +134,11 @@ mod tests {
 
     #[test]
     fn a_budget_allows_the_limit_and_not_one_more() {
-        let limits = Limits { entries: 2, metadata_bytes: 10, ..Limits::default() };
+        let limits = Limits {
+            entries: 2,
+            metadata_bytes: 10,
+            ..Limits::default()
+        };
         let budget = Budget::new(&limits);
         assert_eq!(budget.take_entry(), Ok(()));
         assert_eq!(budget.take_entry(), Ok(()));

@@ -60,7 +60,9 @@ impl ScratchDisks {
     /// Uses the templates in this directory, which must exist and lie on the filesystem of the
     /// disks for clones to be cheap.
     pub fn new(templates: impl Into<PathBuf>) -> ScratchDisks {
-        ScratchDisks { templates: templates.into() }
+        ScratchDisks {
+            templates: templates.into(),
+        }
     }
 
     /// Makes the disk `path`, mode 0600, which must not exist. The size is rounded up to 1 MiB.
@@ -83,7 +85,9 @@ impl ScratchDisks {
 
     /// The template of this size, made on first use.
     fn template(&self, size: u64) -> Result<File, ScratchError> {
-        let path = self.templates.join(format!("scratch-{size}-{TEMPLATE_VERSION}.ext4"));
+        let path = self
+            .templates
+            .join(format!("scratch-{size}-{TEMPLATE_VERSION}.ext4"));
         match File::open(&path) {
             Ok(template) => return Ok(template),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -99,16 +103,27 @@ impl ScratchDisks {
 }
 
 fn round_size(size_bytes: u64) -> Result<u64, ScratchError> {
-    let size = size_bytes.checked_next_multiple_of(1 << 20).filter(|size| *size < MOST);
-    size.filter(|size| *size >= LEAST).ok_or(ScratchError::Size { size_bytes })
+    let size = size_bytes
+        .checked_next_multiple_of(1 << 20)
+        .filter(|size| *size < MOST);
+    size.filter(|size| *size >= LEAST)
+        .ok_or(ScratchError::Size { size_bytes })
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn write_error(path: &Path, source: io::Error) -> ScratchError {
-    ScratchError::Write { path: path.into(), source }
+    ScratchError::Write {
+        path: path.into(),
+        source,
+    }
 }
 
 /// Writes an empty filesystem over the empty file `disk`.
@@ -122,10 +137,20 @@ fn format_scratch(disk: &File, size: u64) -> Result<(), ScratchError> {
         room: Room::Writable {
             size_bytes: size,
             bytes_per_inode: BYTES_PER_INODE,
-            journal_blocks: if small { SMALL_JOURNAL_BLOCKS } else { JOURNAL_BLOCKS },
+            journal_blocks: if small {
+                SMALL_JOURNAL_BLOCKS
+            } else {
+                JOURNAL_BLOCKS
+            },
         },
     };
-    ext4::write(&Tree::new(), &Contents::default(), disk, &format, &mut |_| {})?;
+    ext4::write(
+        &Tree::new(),
+        &Contents::default(),
+        disk,
+        &format,
+        &mut |_| {},
+    )?;
     Ok(())
 }
 

@@ -56,7 +56,10 @@ pub(crate) fn spool_file(
     done: &dyn Fn(u64),
 ) -> Result<Spooled, SpoolError> {
     let mut head = Vec::new();
-    (&file).take(6).read_to_end(&mut head).map_err(SpoolError::Read)?;
+    (&file)
+        .take(6)
+        .read_to_end(&mut head)
+        .map_err(SpoolError::Read)?;
     io::Seek::rewind(&mut file).map_err(SpoolError::Read)?;
     if Compression::detect(&head) != Compression::None {
         return spool(file, directory, budget, done);

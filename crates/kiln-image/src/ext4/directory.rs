@@ -55,20 +55,34 @@ pub(super) fn build(
     checksum_seed: u32,
 ) -> Option<Directory> {
     let dots = [
-        Entry { name: b".", inode, kind: FileType::Directory },
-        Entry { name: b"..", inode: parent, kind: FileType::Directory },
+        Entry {
+            name: b".",
+            inode,
+            kind: FileType::Directory,
+        },
+        Entry {
+            name: b"..",
+            inode: parent,
+            kind: FileType::Directory,
+        },
     ];
     let all: usize = dots.iter().chain(entries).map(record_length).sum();
     // A rough bound is enough to skip packing large directories twice.
     if all <= 2 * LEAF_ROOM {
         let blocks = pack(dots.iter().chain(entries), checksum_seed);
         if blocks.len() <= 2 * BLOCK_SIZE {
-            return Some(Directory { blocks, indexed: false });
+            return Some(Directory {
+                blocks,
+                indexed: false,
+            });
         }
     }
     let leaves = leaves(entries, hash_seed, checksum_seed);
     let blocks = index(&dots, &leaves, checksum_seed)?;
-    Some(Directory { blocks, indexed: true })
+    Some(Directory {
+        blocks,
+        indexed: true,
+    })
 }
 
 fn record_length(entry: &Entry<'_>) -> usize {
@@ -126,8 +140,10 @@ struct Leaf {
 }
 
 fn leaves(entries: &[Entry<'_>], hash_seed: &[u32; 4], checksum_seed: u32) -> Vec<Leaf> {
-    let mut hashed: Vec<(u32, &Entry<'_>)> =
-        entries.iter().map(|entry| (name_hash(entry.name, hash_seed), entry)).collect();
+    let mut hashed: Vec<(u32, &Entry<'_>)> = entries
+        .iter()
+        .map(|entry| (name_hash(entry.name, hash_seed), entry))
+        .collect();
     hashed.sort_by(|a, b| (a.0, a.1.name).cmp(&(b.0, b.1.name)));
     let mut leaves = Vec::new();
     let mut current: Vec<&Entry<'_>> = Vec::new();
@@ -147,15 +163,21 @@ fn leaves(entries: &[Entry<'_>], hash_seed: &[u32; 4], checksum_seed: u32) -> Ve
         used += length;
         previous = Some(hash);
     }
-    leaves.push(Leaf { hash: first, block: pack(current.drain(..), checksum_seed) });
+    leaves.push(Leaf {
+        hash: first,
+        block: pack(current.drain(..), checksum_seed),
+    });
     leaves
 }
 
 /// Root, a level of nodes where needed, leaves.
 fn index(dots: &[Entry<'_>; 2], leaves: &[Leaf], checksum_seed: u32) -> Option<Vec<u8>> {
     let hashes: Vec<u32> = leaves.iter().map(|leaf| leaf.hash).collect();
-    let nodes: Vec<&[u32]> =
-        if hashes.len() > ROOT_LIMIT { hashes.chunks(NODE_LIMIT).collect() } else { Vec::new() };
+    let nodes: Vec<&[u32]> = if hashes.len() > ROOT_LIMIT {
+        hashes.chunks(NODE_LIMIT).collect()
+    } else {
+        Vec::new()
+    };
     if nodes.len() > ROOT_LIMIT {
         return None;
     }
@@ -168,17 +190,38 @@ fn index(dots: &[Entry<'_>; 2], leaves: &[Leaf], checksum_seed: u32) -> Option<V
     root[30] = u8::from(!nodes.is_empty());
     let mut blocks = Vec::new();
     if nodes.is_empty() {
-        put_index(&mut root, ROOT_ENTRIES_AT, ROOT_LIMIT, &hashes, first_leaf, checksum_seed);
+        put_index(
+            &mut root,
+            ROOT_ENTRIES_AT,
+            ROOT_LIMIT,
+            &hashes,
+            first_leaf,
+            checksum_seed,
+        );
         blocks.extend(root);
     } else {
         let firsts: Vec<u32> = nodes.iter().map(|node| node[0]).collect();
-        put_index(&mut root, ROOT_ENTRIES_AT, ROOT_LIMIT, &firsts, 1, checksum_seed);
+        put_index(
+            &mut root,
+            ROOT_ENTRIES_AT,
+            ROOT_LIMIT,
+            &firsts,
+            1,
+            checksum_seed,
+        );
         blocks.extend(root);
         for (at, node) in nodes.iter().enumerate() {
             let mut block = [0; BLOCK_SIZE];
             put16(&mut block, 4, BLOCK_SIZE as u16);
             let leaf = first_leaf + at * NODE_LIMIT;
-            put_index(&mut block, NODE_ENTRIES_AT, NODE_LIMIT, node, leaf, checksum_seed);
+            put_index(
+                &mut block,
+                NODE_ENTRIES_AT,
+                NODE_LIMIT,
+                node,
+                leaf,
+                checksum_seed,
+            );
             blocks.extend(block);
         }
     }

@@ -41,7 +41,10 @@ pub(super) fn runs_of(ranges: &[DataRange]) -> Vec<Run> {
         }
         match runs.last_mut() {
             Some(run) if first == end => run.blocks += last - first,
-            _ => runs.push(Run { logical: first, blocks: last - first }),
+            _ => runs.push(Run {
+                logical: first,
+                blocks: last - first,
+            }),
         }
         end = last;
     }
@@ -56,7 +59,11 @@ pub(super) fn place(runs: &[Run], start: u64) -> Vec<Extent> {
         let (mut logical, mut left) = (run.logical, run.blocks);
         while left > 0 {
             let blocks = left.min(MAX_RUN);
-            extents.push(Extent { logical, blocks, physical });
+            extents.push(Extent {
+                logical,
+                blocks,
+                physical,
+            });
             logical += blocks;
             physical += blocks;
             left -= blocks;
@@ -67,7 +74,9 @@ pub(super) fn place(runs: &[Run], start: u64) -> Vec<Extent> {
 
 /// Extents that [`place`] makes of these runs.
 pub(super) fn count(runs: &[Run]) -> usize {
-    runs.iter().map(|run| run.blocks.div_ceil(MAX_RUN) as usize).sum()
+    runs.iter()
+        .map(|run| run.blocks.div_ceil(MAX_RUN) as usize)
+        .sum()
 }
 
 /// Blocks that the tree itself takes.
@@ -143,30 +152,65 @@ mod tests {
     use super::*;
 
     fn range(offset: u64, length: u64) -> DataRange {
-        DataRange { offset, position: 0, length }
+        DataRange {
+            offset,
+            position: 0,
+            length,
+        }
     }
 
     #[test]
     fn ranges_that_share_a_block_become_one_run() {
-        let runs = runs_of(&[range(0, 10), range(100, 10), range(4096, 1), range(40960, 8192)]);
-        assert_eq!(runs, [Run { logical: 0, blocks: 2 }, Run { logical: 10, blocks: 2 }]);
+        let runs = runs_of(&[
+            range(0, 10),
+            range(100, 10),
+            range(4096, 1),
+            range(40960, 8192),
+        ]);
+        assert_eq!(
+            runs,
+            [
+                Run {
+                    logical: 0,
+                    blocks: 2
+                },
+                Run {
+                    logical: 10,
+                    blocks: 2
+                }
+            ]
+        );
     }
 
     #[test]
     fn the_tree_has_as_many_blocks_as_it_says() {
         for extents in [0, 1, 4, 5, 340, 341, 1360, 1361, 115_600, 500_000] {
-            let runs: Vec<Run> =
-                (0..extents).map(|at| Run { logical: at * 2, blocks: 1 }).collect();
+            let runs: Vec<Run> = (0..extents)
+                .map(|at| Run {
+                    logical: at * 2,
+                    blocks: 1,
+                })
+                .collect();
             assert_eq!(count(&runs), extents as usize);
             let (root, blocks) = build(&place(&runs, 100), 1_000_000, 0);
-            assert_eq!(blocks.len() as u64, tree_blocks(extents as usize), "{extents}");
+            assert_eq!(
+                blocks.len() as u64,
+                tree_blocks(extents as usize),
+                "{extents}"
+            );
             assert!(u16::from_le_bytes([root[2], root[3]]) <= 4);
         }
     }
 
     #[test]
     fn long_runs_are_cut() {
-        let extents = place(&[Run { logical: 0, blocks: 70_000 }], 5);
+        let extents = place(
+            &[Run {
+                logical: 0,
+                blocks: 70_000,
+            }],
+            5,
+        );
         let blocks: Vec<u64> = extents.iter().map(|extent| extent.blocks).collect();
         assert_eq!(blocks, [32768, 32768, 4464]);
         assert_eq!(extents[2].physical, 5 + 65536);

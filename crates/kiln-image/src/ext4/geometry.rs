@@ -36,9 +36,14 @@ impl Geometry {
     ) -> Result<Geometry, Ext4Error> {
         let (fixed_total, inodes) = match room {
             Room::ReadOnly => (None, used_inodes),
-            Room::Writable { size_bytes, bytes_per_inode, .. } => {
-                (Some(size_bytes / BLOCK), used_inodes.max(size_bytes / bytes_per_inode))
-            }
+            Room::Writable {
+                size_bytes,
+                bytes_per_inode,
+                ..
+            } => (
+                Some(size_bytes / BLOCK),
+                used_inodes.max(size_bytes / bytes_per_inode),
+            ),
         };
         // Every pass needs at least as much as the one before, so this ends.
         let mut total = fixed_total.unwrap_or(inodes.div_ceil(MAX_INODES_PER_GROUP).max(1));
@@ -54,7 +59,10 @@ impl Geometry {
             match fixed_total {
                 Some(_) if needed > total => {
                     let size = total * BLOCK;
-                    return Err(Ext4Error::DoesNotFit { needed: needed * BLOCK, size });
+                    return Err(Ext4Error::DoesNotFit {
+                        needed: needed * BLOCK,
+                        size,
+                    });
                 }
                 Some(_) if geometry.inodes_per_group > MAX_INODES_PER_GROUP => {
                     return Err(Ext4Error::TooLarge);
@@ -128,8 +136,21 @@ mod tests {
 
     #[test]
     fn too_small_disks_say_what_they_need() {
-        let room = Room::Writable { size_bytes: 1 << 20, bytes_per_inode: 16384, journal_blocks: 1024 };
+        let room = Room::Writable {
+            size_bytes: 1 << 20,
+            bytes_per_inode: 16384,
+            journal_blocks: 1024,
+        };
         let error = Geometry::new(11, 1100, &room).unwrap_err();
-        assert!(matches!(error, Ext4Error::DoesNotFit { size: 1_048_576, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Ext4Error::DoesNotFit {
+                    size: 1_048_576,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

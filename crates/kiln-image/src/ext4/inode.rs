@@ -66,7 +66,15 @@ impl Inode<'_> {
         put16(&mut raw, 2, low16(self.uid.into()));
         put32(&mut raw, 4, low32(self.size));
         put16(&mut raw, 24, low16(self.gid.into()));
-        put16(&mut raw, 26, if self.links > MAX_LINKS { 1 } else { self.links as u16 });
+        put16(
+            &mut raw,
+            26,
+            if self.links > MAX_LINKS {
+                1
+            } else {
+                self.links as u16
+            },
+        );
         let sectors = self.blocks * 8;
         put32(&mut raw, 28, low32(sectors));
         put32(&mut raw, 32, self.flags);
@@ -125,7 +133,11 @@ pub(super) fn device(number: DeviceNumber) -> Option<[u8; 60]> {
     if major < 256 && minor < 256 {
         put32(&mut map, 0, (major << 8) | minor);
     } else {
-        put32(&mut map, 4, (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
+        put32(
+            &mut map,
+            4,
+            (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
+        );
     }
     Some(map)
 }

@@ -49,7 +49,11 @@ pub(crate) enum Room {
     /// Just what the tree needs, padded to 2 MiB; no journal.
     ReadOnly,
     /// A disk of this size with a journal and `lost+found`.
-    Writable { size_bytes: u64, bytes_per_inode: u64, journal_blocks: u64 },
+    Writable {
+        size_bytes: u64,
+        bytes_per_inode: u64,
+        journal_blocks: u64,
+    },
 }
 
 impl Room {

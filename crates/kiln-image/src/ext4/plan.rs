@@ -92,12 +92,18 @@ impl Plan {
         let own = format.room.is_writable();
         let mut next = FIRST_INODE + u32::from(own);
         let root = &mut self.slots[Tree::ROOT.index()];
-        *root = Slot { inode: ROOT_INODE, parent: ROOT_INODE, ..Slot::default() };
+        *root = Slot {
+            inode: ROOT_INODE,
+            parent: ROOT_INODE,
+            ..Slot::default()
+        };
         root.links = u32::from(own);
         self.order.push(Tree::ROOT);
         let mut todo = vec![Tree::ROOT];
         while let Some(directory) = todo.pop() {
-            let Some(children) = tree.children(directory) else { continue };
+            let Some(children) = tree.children(directory) else {
+                continue;
+            };
             let parent = self.slots[directory.index()].inode;
             self.slots[directory.index()].links += 2;
             let mut below = Vec::new();
@@ -165,26 +171,39 @@ impl Plan {
             .chain(lost_found)
             .collect();
         let slot = self.slot(id);
-        directory::build(slot.inode, slot.parent, &entries, &format.hash_seed, checksum_seed)
-            .ok_or_else(|| Ext4Error::DirectoryTooLarge(tree.path_of(id)))
+        directory::build(
+            slot.inode,
+            slot.parent,
+            &entries,
+            &format.hash_seed,
+            checksum_seed,
+        )
+        .ok_or_else(|| Ext4Error::DirectoryTooLarge(tree.path_of(id)))
     }
 
     fn place_xattrs(&mut self, tree: &Tree) -> Result<(), Ext4Error> {
         for id in self.order.clone() {
             let attributes = &tree.node(id).attributes;
             self.remarks.moved_times += u64::from(!inode::holds(attributes.modified));
-            for xattr in attributes.xattrs.iter().filter(|xattr| !xattr::is_linux(&xattr.name)) {
+            for xattr in attributes
+                .xattrs
+                .iter()
+                .filter(|xattr| !xattr::is_linux(&xattr.name))
+            {
                 self.remarks.foreign_xattrs += 1;
-                self.remarks.foreign_example.get_or_insert(EntryName::from(&*xattr.name));
+                self.remarks
+                    .foreign_example
+                    .get_or_insert(EntryName::from(&*xattr.name));
             }
             if attributes.xattrs.is_empty() {
                 continue;
             }
             let placement = xattr::place(&attributes.xattrs).map_err(|fault| match fault {
                 XattrFault::TooLarge => Ext4Error::XattrsTooLarge(tree.path_of(id)),
-                XattrFault::Unsupported(name) => {
-                    Ext4Error::Xattr { entry: tree.path_of(id), name: EntryName::from(name) }
-                }
+                XattrFault::Unsupported(name) => Ext4Error::Xattr {
+                    entry: tree.path_of(id),
+                    name: EntryName::from(name),
+                },
             })?;
             if placement.block.is_some() {
                 self.slots[id.index()].xattr_block = Some(self.take(1));
@@ -206,7 +225,10 @@ impl Plan {
             let node = tree.node(id);
             let links = self.slot(id).links;
             if !tree.is_directory(id) && links > MAX_LINKS {
-                return Err(Ext4Error::Links { entry: tree.path_of(id), links });
+                return Err(Ext4Error::Links {
+                    entry: tree.path_of(id),
+                    links,
+                });
             }
             let runs = match &node.kind {
                 NodeKind::File(data) if data.size > MAX_FILE => {
@@ -234,7 +256,10 @@ pub(super) fn content_runs(node: &Node) -> Vec<Run> {
     match &node.kind {
         NodeKind::File(data) => extents::runs_of(&data.ranges),
         NodeKind::Symlink(target) if inode::short_symlink(target).is_none() => {
-            vec![Run { logical: 0, blocks: 1 }]
+            vec![Run {
+                logical: 0,
+                blocks: 1,
+            }]
         }
         _ => Vec::new(),
     }

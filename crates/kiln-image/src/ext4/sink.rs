@@ -24,7 +24,11 @@ pub(super) struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     pub(super) fn new(file: &'a File) -> Sink<'a> {
-        Sink { file, buffer: Vec::with_capacity(BUFFER), position: 0 }
+        Sink {
+            file,
+            buffer: Vec::with_capacity(BUFFER),
+            position: 0,
+        }
     }
 
     pub(super) fn flush(&mut self) -> io::Result<()> {
@@ -69,7 +73,9 @@ impl<'a> Sink<'a> {
             let piece = usize::try_from(length).map_or(room, |length| length.min(room));
             let start = self.buffer.len();
             self.buffer.resize(start + piece, 0);
-            reader.read_at(&mut self.buffer[start..], position).map_err(CopyError::Read)?;
+            reader
+                .read_at(&mut self.buffer[start..], position)
+                .map_err(CopyError::Read)?;
             position += piece as u64;
             length -= piece as u64;
         }

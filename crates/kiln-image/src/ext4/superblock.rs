@@ -75,8 +75,9 @@ impl Group {
         let (first, end) = geometry.group_blocks(number);
         let used_blocks = geometry.used_blocks().clamp(first, end) - first;
         let first_inode = number * geometry.inodes_per_group;
-        let used_inodes =
-            used_inodes.saturating_sub(first_inode).min(geometry.inodes_per_group);
+        let used_inodes = used_inodes
+            .saturating_sub(first_inode)
+            .min(geometry.inodes_per_group);
         let mut flags = TABLE_ZEROED;
         if used_inodes == 0 {
             flags |= INODES_UNUSED;
@@ -85,7 +86,13 @@ impl Group {
         if used_blocks == 0 && used_inodes == 0 && number + 1 < geometry.groups {
             flags |= BLOCKS_UNUSED;
         }
-        Group { number, used_blocks, blocks: end - first, used_inodes, flags }
+        Group {
+            number,
+            used_blocks,
+            blocks: end - first,
+            used_inodes,
+            flags,
+        }
     }
 
     fn block_bitmap(&self) -> [u8; BLOCK_SIZE] {
@@ -128,7 +135,11 @@ impl Group {
         }
         if self.flags & INODES_UNUSED == 0 {
             let described = (geometry.inodes_per_group / 8) as usize;
-            put16(&mut raw, 26, low16(crc32c(seed, &inode_bitmap[..described]).into()));
+            put16(
+                &mut raw,
+                26,
+                low16(crc32c(seed, &inode_bitmap[..described]).into()),
+            );
         }
         // Inodes are used from the front, so all free ones are the unused tail.
         put16(&mut raw, 28, low16(free_inodes));
@@ -163,7 +174,11 @@ pub(super) fn encode(
     let mut raw = [0; SIZE];
     put32(&mut raw, 0, low32(geometry.inodes()));
     put32(&mut raw, 4, low32(geometry.total_blocks));
-    put32(&mut raw, 12, low32(geometry.total_blocks - geometry.used_blocks()));
+    put32(
+        &mut raw,
+        12,
+        low32(geometry.total_blocks - geometry.used_blocks()),
+    );
     put32(&mut raw, 16, low32(geometry.inodes() - used_inodes));
     put32(&mut raw, 24, 2); // block size 1024 << 2
     put32(&mut raw, 28, 2);
@@ -179,7 +194,11 @@ pub(super) fn encode(
     put32(&mut raw, 76, 1); // revision
     put32(&mut raw, 84, super::plan::FIRST_INODE);
     put16(&mut raw, 88, inode::SIZE as u16);
-    put32(&mut raw, 92, COMPATIBLE | if journal.is_some() { HAS_JOURNAL } else { 0 });
+    put32(
+        &mut raw,
+        92,
+        COMPATIBLE | if journal.is_some() { HAS_JOURNAL } else { 0 },
+    );
     put32(&mut raw, 96, INCOMPATIBLE);
     put32(&mut raw, 100, READ_ONLY_COMPATIBLE);
     raw[104..120].copy_from_slice(&format.uuid);

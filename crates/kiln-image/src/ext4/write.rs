@@ -87,7 +87,10 @@ impl Writer<'_> {
     }
 
     fn put(&mut self, block: u64, bytes: &[u8]) -> Result<(), Ext4Error> {
-        let result = self.sink.seek(block * BLOCK).and_then(|()| self.sink.write(bytes));
+        let result = self
+            .sink
+            .seek(block * BLOCK)
+            .and_then(|()| self.sink.write(bytes));
         result.map_err(Ext4Error::Write)
     }
 
@@ -99,7 +102,10 @@ impl Writer<'_> {
     }
 
     fn write_inodes(&mut self) -> Result<(), Ext4Error> {
-        let own = Timestamp { seconds: self.format.clock.into(), nanoseconds: 0 };
+        let own = Timestamp {
+            seconds: self.format.clock.into(),
+            nanoseconds: 0,
+        };
         let mut files = self.plan.order.iter().copied();
         if let Some(root) = files.next() {
             self.write_file_inode(root)?;
@@ -150,7 +156,13 @@ impl Writer<'_> {
         let placement = xattr::place(&node.attributes.xattrs)
             .map_err(|_| Ext4Error::XattrsTooLarge(self.tree.path_of(id)))?;
         let (format, size) = format_and_size(node, &slot);
-        let Attributes { mode, uid, gid, modified, .. } = node.attributes;
+        let Attributes {
+            mode,
+            uid,
+            gid,
+            modified,
+            ..
+        } = node.attributes;
         let (flags, map, tree_blocks) = self.map_of(node, &slot);
         let xattr_block = slot.xattr_block.map(|block| self.geometry.data + block);
         let inode = Inode {
@@ -191,7 +203,10 @@ impl Writer<'_> {
 
     fn runs(&self, node: &Node, slot: &Slot) -> Vec<Run> {
         match node.kind {
-            NodeKind::Directory(_) => vec![Run { logical: 0, blocks: slot.blocks }],
+            NodeKind::Directory(_) => vec![Run {
+                logical: 0,
+                blocks: slot.blocks,
+            }],
             _ => plan::content_runs(node),
         }
     }
@@ -204,12 +219,24 @@ impl Writer<'_> {
     }
 
     fn write_directories(&mut self) -> Result<(), Ext4Error> {
-        for id in self.plan.order.iter().copied().filter(|id| self.tree.is_directory(*id)) {
+        for id in self
+            .plan
+            .order
+            .iter()
+            .copied()
+            .filter(|id| self.tree.is_directory(*id))
+        {
             let slot = *self.plan.slot(id);
             let seed = self.inode_seed(slot.inode);
             let directory = self.plan.directory(self.tree, id, self.format, seed)?;
             self.put(self.geometry.data + slot.start, &directory.blocks)?;
-            self.put_extent_tree(&[Run { logical: 0, blocks: slot.blocks }], &slot)?;
+            self.put_extent_tree(
+                &[Run {
+                    logical: 0,
+                    blocks: slot.blocks,
+                }],
+                &slot,
+            )?;
         }
         Ok(())
     }
@@ -225,7 +252,9 @@ impl Writer<'_> {
 
     fn write_xattr_blocks(&mut self) -> Result<(), Ext4Error> {
         for id in self.plan.order.iter().copied() {
-            let Some(block) = self.plan.slot(id).xattr_block else { continue };
+            let Some(block) = self.plan.slot(id).xattr_block else {
+                continue;
+            };
             let placement = xattr::place(&self.tree.node(id).attributes.xattrs)
                 .map_err(|_| Ext4Error::XattrsTooLarge(self.tree.path_of(id)))?;
             let number = self.geometry.data + block;
@@ -303,10 +332,12 @@ impl Writer<'_> {
             let Some(current) = run else { break };
             let at = physical + range.offset - current.logical * BLOCK;
             self.sink.seek(at).map_err(Ext4Error::Write)?;
-            self.sink.copy(&reader, range.position, range.length).map_err(|error| match error {
-                CopyError::Write(source) => Ext4Error::Write(source),
-                CopyError::Read(error) => unread(error),
-            })?;
+            self.sink
+                .copy(&reader, range.position, range.length)
+                .map_err(|error| match error {
+                    CopyError::Write(source) => Ext4Error::Write(source),
+                    CopyError::Read(error) => unread(error),
+                })?;
         }
         reader.check_unchanged().map_err(unread)
     }
@@ -315,7 +346,11 @@ impl Writer<'_> {
         let used = self.plan.used_inodes();
         let own = Timestamp::default();
         let journal = self.plan.journal.map(|(start, blocks)| {
-            (self.own_inode(inode::Format::Regular, 0, 1, start, blocks, own).map, blocks)
+            (
+                self.own_inode(inode::Format::Regular, 0, 1, start, blocks, own)
+                    .map,
+                blocks,
+            )
         });
         let journal = journal.as_ref().map(|(map, blocks)| (map, *blocks));
         let raw = superblock::encode(self.geometry, self.format, used, journal);

@@ -35,7 +35,9 @@ struct Attribute<'a> {
 /// in a guest.
 pub(super) fn is_linux(name: &[u8]) -> bool {
     let namespaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
-    namespaces.iter().any(|namespace| name.starts_with(namespace))
+    namespaces
+        .iter()
+        .any(|namespace| name.starts_with(namespace))
 }
 
 /// Places the attributes that are Linux's.
@@ -54,10 +56,16 @@ pub(super) fn place(xattrs: &[Xattr]) -> Result<Placement, XattrFault<'_>> {
     });
     let all: Vec<&Attribute<'_>> = attributes.iter().collect();
     if let Some(inline) = pack_inline(&all) {
-        return Ok(Placement { inline: Some(inline), block: None });
+        return Ok(Placement {
+            inline: Some(inline),
+            block: None,
+        });
     }
     if let Some(block) = pack_block(&all) {
-        return Ok(Placement { inline: None, block: Some(block) });
+        return Ok(Placement {
+            inline: None,
+            block: Some(block),
+        });
     }
     place_apart(&all).ok_or(XattrFault::TooLarge)
 }
@@ -73,13 +81,20 @@ fn place_apart(all: &[&Attribute<'_>]) -> Option<Placement> {
         }
     }
     let block = pack_block(&block)?;
-    Some(Placement { inline: pack_inline(&inline), block: Some(block) })
+    Some(Placement {
+        inline: pack_inline(&inline),
+        block: Some(block),
+    })
 }
 
 fn attribute(xattr: &Xattr) -> Option<Attribute<'_>> {
     let acl = |index| {
         let value = acl::to_ext4(&xattr.value)?;
-        Some(Attribute { index, suffix: b"", value })
+        Some(Attribute {
+            index,
+            suffix: b"",
+            value,
+        })
     };
     match &*xattr.name {
         b"system.posix_acl_access" => return acl(2),
@@ -93,7 +108,11 @@ fn attribute(xattr: &Xattr) -> Option<Attribute<'_>> {
     if suffix.is_empty() || suffix.len() > 255 {
         return None;
     }
-    Some(Attribute { index, suffix, value: xattr.value.to_vec() })
+    Some(Attribute {
+        index,
+        suffix,
+        value: xattr.value.to_vec(),
+    })
 }
 
 fn pack_inline(attributes: &[&Attribute<'_>]) -> Option<[u8; IN_INODE]> {
@@ -137,7 +156,11 @@ fn pack(attributes: &[&Attribute<'_>], room: &mut [u8], start: usize, base: usiz
         }
         value_at -= value_length;
         room[value_at..value_at + attribute.value.len()].copy_from_slice(&attribute.value);
-        let offset = if attribute.value.is_empty() { 0 } else { value_at - base };
+        let offset = if attribute.value.is_empty() {
+            0
+        } else {
+            value_at - base
+        };
         let entry = &mut room[entry_at..entry_at + entry_length];
         entry[0] = attribute.suffix.len() as u8;
         entry[1] = attribute.index;
@@ -151,7 +174,9 @@ fn pack(attributes: &[&Attribute<'_>], room: &mut [u8], start: usize, base: usiz
 }
 
 fn entry_hash(suffix: &[u8], value: &[u8]) -> u32 {
-    let hash = suffix.iter().fold(0u32, |hash, byte| hash.rotate_left(5) ^ u32::from(*byte));
+    let hash = suffix
+        .iter()
+        .fold(0u32, |hash, byte| hash.rotate_left(5) ^ u32::from(*byte));
     value.chunks(4).fold(hash, |hash, word| {
         let mut bytes = [0; 4];
         bytes[..word.len()].copy_from_slice(word);
@@ -164,7 +189,10 @@ mod tests {
     use super::*;
 
     fn xattr(name: &str, value: &[u8]) -> Xattr {
-        Xattr { name: name.as_bytes().into(), value: value.into() }
+        Xattr {
+            name: name.as_bytes().into(),
+            value: value.into(),
+        }
     }
 
     #[test]

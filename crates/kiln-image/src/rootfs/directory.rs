@@ -59,7 +59,10 @@ impl From<ContentError> for WalkFault {
 }
 
 fn at<T>(entry: &[u8], result: Result<T, impl Into<WalkFault>>) -> Result<T, WalkError> {
-    result.map_err(|fault| WalkError { entry: entry.into(), fault: fault.into() })
+    result.map_err(|fault| WalkError {
+        entry: entry.into(),
+        fault: fault.into(),
+    })
 }
 
 /// One file of the walk.
@@ -75,7 +78,10 @@ struct Found {
 
 impl Found {
     fn name(&self) -> &[u8] {
-        self.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+        self.path
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .unwrap_or_default()
     }
 }
 
@@ -94,9 +100,18 @@ pub(super) fn read(
             EntryName::from(skipped.path.as_slice())
         )));
     }
-    let mut reading = Reading { root, budget, tree: Tree::new(), hash: Sha256::new(), read: 0 };
+    let mut reading = Reading {
+        root,
+        budget,
+        tree: Tree::new(),
+        hash: Sha256::new(),
+        read: 0,
+    };
     reading.take_all(&found, progress).map_err(failed)?;
-    let contents = Contents { layers: Vec::new(), directory: Some(reading.root) };
+    let contents = Contents {
+        layers: Vec::new(),
+        directory: Some(reading.root),
+    };
     Ok((reading.tree, contents, reading.hash.finalize().into()))
 }
 
@@ -117,16 +132,25 @@ pub(super) fn fingerprint(path: &Path) -> Option<[u8; 32]> {
 
 fn open_root(path: &Path) -> Result<OwnedFd, ImageError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| ImageError::Open { path: path.into(), source: errno.into() })
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| ImageError::Open {
+        path: path.into(),
+        source: errno.into(),
+    })
 }
 
 fn image_error(path: &Path, error: WalkError) -> ImageError {
     let entry = EntryName::from(error.entry.as_slice());
     match error.fault {
-        WalkFault::Read(source) => ImageError::Walk { directory: path.into(), entry, source },
+        WalkFault::Read(source) => ImageError::Walk {
+            directory: path.into(),
+            entry,
+            source,
+        },
         WalkFault::Changed => ImageError::Changed(format!("{entry} in {}", path.display())),
-        WalkFault::Limit(limit) => ImageError::Limit { what: path.display().to_string(), limit },
+        WalkFault::Limit(limit) => ImageError::Limit {
+            what: path.display().to_string(),
+            limit,
+        },
     }
 }
 
@@ -142,7 +166,12 @@ fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, E
 fn walk(root: &OwnedFd, budget: &Budget) -> Result<Vec<Found>, WalkError> {
     let stat = at(b"", rustix::fs::fstat(root))?;
     let device = stat.st_dev;
-    let mut all = vec![Found { parent: 0, path: Vec::new(), stat, foreign: false }];
+    let mut all = vec![Found {
+        parent: 0,
+        path: Vec::new(),
+        stat,
+        foreign: false,
+    }];
     let mut next = 0;
     while next < all.len() {
         let found = &all[next];
@@ -150,9 +179,18 @@ fn walk(root: &OwnedFd, budget: &Budget) -> Result<Vec<Found>, WalkError> {
         if is_directory && !found.foreign {
             let path = found.path.clone();
             for (name, stat) in at(&path, list(root, &path, budget))? {
-                let path = if path.is_empty() { name } else { [&path[..], b"/", &name].concat() };
+                let path = if path.is_empty() {
+                    name
+                } else {
+                    [&path[..], b"/", &name].concat()
+                };
                 let foreign = stat.st_dev != device;
-                all.push(Found { parent: next, path, stat, foreign });
+                all.push(Found {
+                    parent: next,
+                    path,
+                    stat,
+                    foreign,
+                });
             }
         }
         next += 1;
@@ -160,11 +198,7 @@ fn walk(root: &OwnedFd, budget: &Budget) -> Result<Vec<Found>, WalkError> {
     Ok(all)
 }
 
-fn list(
-    root: &OwnedFd,
-    path: &[u8],
-    budget: &Budget,
-) -> Result<Vec<(Vec<u8>, Stat)>, WalkFault> {
+fn list(root: &OwnedFd, path: &[u8], budget: &Budget) -> Result<Vec<(Vec<u8>, Stat)>, WalkFault> {
     let directory = open_beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut names = Vec::new();
     for entry in Dir::read_from(&directory)? {
@@ -207,7 +241,10 @@ impl Reading<'_> {
                 continue;
             }
             let parent = nodes[file.parent];
-            #[allow(clippy::unnecessary_cast, reason = "widths differ between architectures")]
+            #[allow(
+                clippy::unnecessary_cast,
+                reason = "widths differ between architectures"
+            )]
             let identity = (file.stat.st_dev as u64, file.stat.st_ino as u64);
             let is_directory = FileType::from_raw_mode(file.stat.st_mode) == FileType::Directory;
             if let Some(first) = linked.get(&identity).filter(|_| !is_directory) {
@@ -217,13 +254,18 @@ impl Reading<'_> {
                 nodes.push(*first);
                 continue;
             }
-            if directory.as_ref().is_none_or(|(parent, _)| *parent != file.parent) {
+            if directory
+                .as_ref()
+                .is_none_or(|(parent, _)| *parent != file.parent)
+            {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let path = &found[file.parent].path;
                 let opened = at(path, open_beneath(&self.root, path, flags))?;
                 directory = Some((file.parent, opened));
             }
-            let Some((_, directory)) = &directory else { continue };
+            let Some((_, directory)) = &directory else {
+                continue;
+            };
             let node = at(&file.path, self.node(directory, file))?;
             let id = self.tree.add(node);
             self.tree.link(parent, file.name(), id);
@@ -231,7 +273,10 @@ impl Reading<'_> {
             if !is_directory && file.stat.st_nlink > 1 {
                 linked.insert(identity, id);
             }
-            progress.report(ProgressEvent::Bytes { done: self.read, total: None });
+            progress.report(ProgressEvent::Bytes {
+                done: self.read,
+                total: None,
+            });
         }
         Ok(())
     }
@@ -243,7 +288,10 @@ impl Reading<'_> {
     }
 
     fn attributes(&mut self, stat: &Stat, xattrs: Vec<Xattr>) -> Attributes {
-        #[allow(clippy::unnecessary_cast, reason = "widths differ between architectures")]
+        #[allow(
+            clippy::unnecessary_cast,
+            reason = "widths differ between architectures"
+        )]
         let modified = Timestamp {
             seconds: stat.st_mtime as i64,
             nanoseconds: stat.st_mtime_nsec as u32,
@@ -260,7 +308,8 @@ impl Reading<'_> {
         self.hash.update(attributes.gid.to_le_bytes());
         self.hash.update(modified.seconds.to_le_bytes());
         self.hash.update(modified.nanoseconds.to_le_bytes());
-        self.hash.update((attributes.xattrs.len() as u64).to_le_bytes());
+        self.hash
+            .update((attributes.xattrs.len() as u64).to_le_bytes());
         for xattr in &attributes.xattrs {
             put_bytes(&mut self.hash, &xattr.name);
             put_bytes(&mut self.hash, &xattr.value);
@@ -318,12 +367,18 @@ impl Reading<'_> {
             }
         }
         reader.check_unchanged()?;
-        Ok(FileData { size, origin: Origin::Path(file.path.as_slice().into(), stamp), ranges })
+        Ok(FileData {
+            size,
+            origin: Origin::Path(file.path.as_slice().into(), stamp),
+            ranges,
+        })
     }
 }
 
 fn allocated(stat: &Stat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
 }
 
 /// Asks for holes only where blocks are missing.
@@ -335,7 +390,11 @@ fn ranges_of(
     let mut ranges = Vec::new();
     let mut add = |start: u64, end: u64| {
         if end > start {
-            ranges.push(DataRange { offset: start, position: start, length: end - start });
+            ranges.push(DataRange {
+                offset: start,
+                position: start,
+                length: end - start,
+            });
         }
         Ok(())
     };
@@ -363,12 +422,18 @@ fn xattrs_of(directory: impl AsFd, name: &[u8], budget: &Budget) -> Result<Vec<X
         }
     };
     let mut xattrs = Vec::new();
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let mut value = vec![0; 1 << 16];
         match rustix::fs::lgetxattr(&path[..], name, &mut value[..]) {
             Ok(length) => {
                 budget.take_metadata(name.len() + length)?;
-                xattrs.push(Xattr { name: name.into(), value: value[..length].into() });
+                xattrs.push(Xattr {
+                    name: name.into(),
+                    value: value[..length].into(),
+                });
             }
             // Removed meanwhile; the change time tells.
             Err(Errno::NODATA) => return Err(WalkFault::Changed),

@@ -121,7 +121,10 @@ impl ImageError {
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 let kind = error.kind();
-                return matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                return matches!(
+                    kind,
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                );
             }
             cause = error.source();
         }
@@ -132,9 +135,11 @@ impl ImageError {
         let what = what.to_owned();
         match error {
             SpoolError::Read(source) => ImageError::Read { what, source },
-            SpoolError::Write(source) => {
-                ImageError::Store { action: "write in", path: temporary.into(), source }
-            }
+            SpoolError::Write(source) => ImageError::Store {
+                action: "write in",
+                path: temporary.into(),
+                source,
+            },
             SpoolError::TooLarge(limit) => ImageError::LayerTooLarge { what, limit },
             SpoolError::Limit(limit) => ImageError::Limit { what, limit },
         }

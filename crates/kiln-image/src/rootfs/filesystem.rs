@@ -94,16 +94,26 @@ fn identify_head(head: &[u8], length: u64) -> Option<Result<Filesystem, Filesyst
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 2).map_or(0, |b| u64::from(u16::from_le_bytes([b[0], b[1]])))
+    bytes
+        .get(at..at + 2)
+        .map_or(0, |b| u64::from(u16::from_le_bytes([b[0], b[1]])))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u64 {
     u16_at(bytes, at) | (u16_at(bytes, at + 2) << 16)
 }
 
-fn check_length(filesystem: &'static str, expected: u64, found: u64) -> Result<(), FilesystemFault> {
+fn check_length(
+    filesystem: &'static str,
+    expected: u64,
+    found: u64,
+) -> Result<(), FilesystemFault> {
     if found < expected {
-        return Err(FilesystemFault::CutOff { filesystem, expected, found });
+        return Err(FilesystemFault::CutOff {
+            filesystem,
+            expected,
+            found,
+        });
     }
     Ok(())
 }
@@ -113,7 +123,10 @@ fn check_ext4(superblock: &[u8], length: u64) -> Result<(), FilesystemFault> {
     const JOURNAL_DEVICE: u64 = 0x8;
     const SIXTY_FOUR_BIT: u64 = 0x80;
     const METADATA_CSUM: u64 = 0x400;
-    let broken = |what| FilesystemFault::Superblock { filesystem: "ext4", what };
+    let broken = |what| FilesystemFault::Superblock {
+        filesystem: "ext4",
+        what,
+    };
     let block_bits = u32_at(superblock, 24);
     if block_bits > 6 {
         return Err(broken("block size"));
@@ -122,7 +135,11 @@ fn check_ext4(superblock: &[u8], length: u64) -> Result<(), FilesystemFault> {
     if incompatible & JOURNAL_DEVICE != 0 {
         return Err(broken("it is a journal device"));
     }
-    let high = if incompatible & SIXTY_FOUR_BIT != 0 { u32_at(superblock, 0x150) << 32 } else { 0 };
+    let high = if incompatible & SIXTY_FOUR_BIT != 0 {
+        u32_at(superblock, 0x150) << 32
+    } else {
+        0
+    };
     let blocks = high | u32_at(superblock, 4);
     if blocks == 0 || u32_at(superblock, 0) == 0 || u32_at(superblock, 40) == 0 {
         return Err(broken("counts"));
@@ -140,7 +157,10 @@ fn check_ext4(superblock: &[u8], length: u64) -> Result<(), FilesystemFault> {
 }
 
 fn check_squashfs(head: &[u8], length: u64) -> Result<(), FilesystemFault> {
-    let broken = |what| FilesystemFault::Superblock { filesystem: "squashfs", what };
+    let broken = |what| FilesystemFault::Superblock {
+        filesystem: "squashfs",
+        what,
+    };
     if head.len() < 96 {
         return Err(broken("length"));
     }
@@ -151,13 +171,20 @@ fn check_squashfs(head: &[u8], length: u64) -> Result<(), FilesystemFault> {
     if !(12..=20).contains(&block_log) || block_size != 1 << block_log {
         return Err(broken("block size"));
     }
-    check_length("squashfs", u32_at(head, 40) | (u32_at(head, 44) << 32), length)
+    check_length(
+        "squashfs",
+        u32_at(head, 40) | (u32_at(head, 44) << 32),
+        length,
+    )
 }
 
 fn check_erofs(superblock: &[u8], length: u64) -> Result<(), FilesystemFault> {
     let block_bits = superblock[12];
     if !(9..=16).contains(&block_bits) {
-        return Err(FilesystemFault::Superblock { filesystem: "erofs", what: "block size" });
+        return Err(FilesystemFault::Superblock {
+            filesystem: "erofs",
+            what: "block size",
+        });
     }
     check_length("erofs", u32_at(superblock, 36) << block_bits, length)
 }

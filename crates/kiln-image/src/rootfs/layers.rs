@@ -32,9 +32,16 @@ pub(super) fn prepare(
 ) -> Result<([u8; 32], Body), ImageError> {
     let limit = budget.limits().layers;
     if layers.len() > limit {
-        return Err(ImageError::Layers { found: layers.len(), limit });
+        return Err(ImageError::Layers {
+            found: layers.len(),
+            limit,
+        });
     }
-    let what = if layers.len() == 1 { "archive".into() } else { format!("{} layers", layers.len()) };
+    let what = if layers.len() == 1 {
+        "archive".into()
+    } else {
+        format!("{} layers", layers.len())
+    };
     progress.report(ProgressEvent::Step(format!("Reading the {what}")));
     let layers = spool_all(layers, temporary, budget, progress)?;
     let digests: Vec<[u8; 32]> = layers.iter().map(|layer| layer.spooled.digest).collect();
@@ -45,7 +52,14 @@ pub(super) fn prepare(
     };
     let stamps = layers.iter().map(|layer| layer.stamp).collect();
     let files = layers.into_iter().map(|layer| layer.spooled.file).collect();
-    Ok((content_key(kind, &digests), Body::Layers { files, rules, stamps }))
+    Ok((
+        content_key(kind, &digests),
+        Body::Layers {
+            files,
+            rules,
+            stamps,
+        },
+    ))
 }
 
 fn spool_all(
@@ -57,8 +71,10 @@ fn spool_all(
     let count = layers.len();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let next = AtomicUsize::new(0);
-    let sources: Vec<Mutex<Option<LayerSource>>> =
-        layers.into_iter().map(|layer| Mutex::new(Some(layer))).collect();
+    let sources: Vec<Mutex<Option<LayerSource>>> = layers
+        .into_iter()
+        .map(|layer| Mutex::new(Some(layer)))
+        .collect();
     let results: Vec<Mutex<Option<Result<Layer, ImageError>>>> =
         (0..count).map(|_| Mutex::new(None)).collect();
     let read = AtomicU64::new(0);
@@ -67,8 +83,12 @@ fn spool_all(
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(source) = sources.get(number) else { break };
-                    let Some(source) = lock(source).take() else { break };
+                    let Some(source) = sources.get(number) else {
+                        break;
+                    };
+                    let Some(source) = lock(source).take() else {
+                        break;
+                    };
                     let layer = spool_one(source, number, temporary, budget, &|bytes| {
                         let done = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
                         progress.report(ProgressEvent::Bytes { done, total: None });
@@ -83,13 +103,17 @@ fn spool_all(
         }
     });
     let results = results.into_iter().filter_map(|result| {
-        result.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        result
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     });
     results.collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn spool_one(
@@ -106,17 +130,25 @@ fn spool_one(
             let what = format!("layer {}", number + 1);
             let spooled = spool::spool(stream, temporary, budget, &done)
                 .map_err(|error| ImageError::spool(&what, temporary, error))?;
-            Ok(Layer { spooled, stamp: None })
+            Ok(Layer {
+                spooled,
+                stamp: None,
+            })
         }
         LayerSource::File(path) => {
             let what = path.display().to_string();
             let file = open(&path)?;
-            let stamp = stamp_of(&file)
-                .map_err(|source| ImageError::Open { path: path.clone(), source })?;
+            let stamp = stamp_of(&file).map_err(|source| ImageError::Open {
+                path: path.clone(),
+                source,
+            })?;
             let spooled = spool::spool_file(file, temporary, budget, &done)
                 .map_err(|error| ImageError::spool(&what, temporary, error))?;
             let in_place = stamp_of(&spooled.file).is_ok_and(|now| now.same_file(&stamp));
-            Ok(Layer { spooled, stamp: in_place.then_some(stamp) })
+            Ok(Layer {
+                spooled,
+                stamp: in_place.then_some(stamp),
+            })
         }
     }
 }

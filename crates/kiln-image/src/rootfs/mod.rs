@@ -89,7 +89,10 @@ impl ImageSource {
     pub fn detect(path: impl Into<PathBuf>) -> Result<ImageSource, ImageError> {
         let path = path.into();
         let opened = open(&path)?;
-        let unreadable = |source| ImageError::Open { path: path.clone(), source };
+        let unreadable = |source| ImageError::Open {
+            path: path.clone(),
+            source,
+        };
         if opened.metadata().map_err(unreadable)?.is_dir() {
             return Ok(ImageSource::Directory(path));
         }
@@ -99,7 +102,10 @@ impl ImageSource {
             None => {}
         }
         let mut head = Vec::new();
-        (&opened).take(512).read_to_end(&mut head).map_err(unreadable)?;
+        (&opened)
+            .take(512)
+            .read_to_end(&mut head)
+            .map_err(unreadable)?;
         let compressed = Compression::detect(&head) != Compression::None;
         if compressed || crate::tar::looks_like_tar(&head) {
             return Ok(ImageSource::Tar(path));
@@ -166,9 +172,19 @@ pub(crate) struct Material {
 }
 
 enum Body {
-    Layers { files: Vec<File>, rules: LayerRules, stamps: Vec<Option<Stamp>> },
-    Directory { tree: Tree, contents: Contents },
-    Filesystem { file: File, filesystem: Filesystem },
+    Layers {
+        files: Vec<File>,
+        rules: LayerRules,
+        stamps: Vec<Option<Stamp>>,
+    },
+    Directory {
+        tree: Tree,
+        contents: Contents,
+    },
+    Filesystem {
+        file: File,
+        filesystem: Filesystem,
+    },
 }
 
 /// Reads the source into what an image can be made of; `temporary` is a directory for spools.
@@ -195,11 +211,13 @@ pub(crate) fn prepare(
             layers::prepare(layers, LayerRules::Package, temporary, budget, progress)?
         }
         ImageSource::Directory(path) => prepare_directory(&path, budget, progress)?,
-        ImageSource::Filesystem(path) => {
-            prepare_filesystem(&path, temporary, budget, progress)?
-        }
+        ImageSource::Filesystem(path) => prepare_filesystem(&path, temporary, budget, progress)?,
     };
-    Ok(Material { key, source: name, body })
+    Ok(Material {
+        key,
+        source: name,
+        body,
+    })
 }
 
 fn prepare_directory(
@@ -222,9 +240,15 @@ fn prepare_filesystem(
 ) -> Result<([u8; 32], Body), ImageError> {
     progress.report(ProgressEvent::Step(format!("Copying {}", path.display())));
     let original = open(path)?;
-    let unreadable = |source| ImageError::Read { what: path.display().to_string(), source };
-    let unwritable =
-        |source| ImageError::Store { action: "write in", path: temporary.into(), source };
+    let unreadable = |source| ImageError::Read {
+        what: path.display().to_string(),
+        source,
+    };
+    let unwritable = |source| ImageError::Store {
+        action: "write in",
+        path: temporary.into(),
+        source,
+    };
     let length = original.metadata().map_err(unreadable)?.len();
     let limit = budget.limits().total_bytes;
     if length > limit {
@@ -239,10 +263,16 @@ fn prepare_filesystem(
         .map_err(unwritable)?;
     clone_file(&original, &file).map_err(unwritable)?;
     // Block devices come in whole sectors; 4 KiB serves all.
-    file.set_len(length.next_multiple_of(4096)).map_err(unwritable)?;
+    file.set_len(length.next_multiple_of(4096))
+        .map_err(unwritable)?;
     let filesystem = match filesystem::identify(&file).map_err(unreadable)? {
         Some(Ok(filesystem)) => filesystem,
-        Some(Err(fault)) => return Err(ImageError::Filesystem { path: path.into(), fault }),
+        Some(Err(fault)) => {
+            return Err(ImageError::Filesystem {
+                path: path.into(),
+                fault,
+            });
+        }
         None => return Err(ImageError::Unknown(path.into())),
     };
     let digest = digest_of_data(&file).map_err(unreadable)?;
@@ -291,22 +321,41 @@ impl Material {
     ) -> Result<(File, Filesystem), ImageError> {
         let path = temporary.join(name);
         let action = "write";
-        let failed = |source| ImageError::Store { action, path: path.clone(), source };
+        let failed = |source| ImageError::Store {
+            action,
+            path: path.clone(),
+            source,
+        };
         let (tree, contents, stamps) = match self.body {
             Body::Filesystem { file, filesystem } => {
                 std::fs::rename(temporary.join(COPY), &path).map_err(failed)?;
                 return Ok((file, filesystem));
             }
             Body::Directory { tree, contents } => (tree, contents, Vec::new()),
-            Body::Layers { files, rules, stamps } => {
+            Body::Layers {
+                files,
+                rules,
+                stamps,
+            } => {
                 let tree = layers::merge(&files, rules, budget, progress)?;
-                (tree, Contents { layers: files, directory: None }, stamps)
+                (
+                    tree,
+                    Contents {
+                        layers: files,
+                        directory: None,
+                    },
+                    stamps,
+                )
             }
         };
         if tree.is_empty() {
             return Err(ImageError::Empty(self.source));
         }
-        let out = File::options().read(true).write(true).create_new(true).open(&path);
+        let out = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
         let out = out.map_err(failed)?;
         write_ext4(&tree, &contents, &out, &self.key, progress)?;
         layers::check_unchanged(&contents.layers, &stamps, &self.source)?;
@@ -375,7 +424,10 @@ fn hash_seed_from(key: &[u8; 32]) -> [u32; 4] {
 }
 
 fn open(path: &Path) -> Result<File, ImageError> {
-    File::open(path).map_err(|source| ImageError::Open { path: path.into(), source })
+    File::open(path).map_err(|source| ImageError::Open {
+        path: path.into(),
+        source,
+    })
 }
 
 fn stamp_of(file: impl AsFd) -> io::Result<Stamp> {

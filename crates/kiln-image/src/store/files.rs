@@ -29,7 +29,11 @@ impl<T> Action<T> for rustix::io::Result<T> {
 
 /// Takes the lock at `path`, waiting for it. Threads of one process exclude each other too.
 pub(super) fn lock_file(path: &Path) -> Result<File, ImageError> {
-    let file = File::options().write(true).create(true).truncate(false).open(path);
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
     let file = file.during("open", path)?;
     loop {
         match flock(&file, FlockOperation::LockExclusive) {
@@ -41,7 +45,9 @@ pub(super) fn lock_file(path: &Path) -> Result<File, ImageError> {
 
 /// Makes renames and creations in a directory durable.
 pub(super) fn sync_directory(path: &Path) -> Result<(), ImageError> {
-    File::open(path).and_then(|directory| directory.sync_all()).during("sync", path)
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .during("sync", path)
 }
 
 /// Everyone may read it, nobody write.

@@ -95,7 +95,13 @@ impl Image {
     ) -> Result<Image, ImageError> {
         let path = path_of(root, id, filesystem);
         let size_bytes = file.metadata().during("examine", &path)?.len();
-        Ok(Image { id: *id, path, filesystem, size_bytes, created: now() })
+        Ok(Image {
+            id: *id,
+            path,
+            filesystem,
+            size_bytes,
+            created: now(),
+        })
     }
 
     pub(super) fn save(&self, directory: &Path) -> Result<(), ImageError> {
@@ -139,11 +145,15 @@ impl Image {
 }
 
 fn path_of(root: &Path, id: &ImageId, filesystem: Filesystem) -> PathBuf {
-    root.join("images").join(id.to_string()).join(Image::file_name(filesystem))
+    root.join("images")
+        .join(id.to_string())
+        .join(Image::file_name(filesystem))
 }
 
 /// Whole seconds: what the description keeps.
 fn now() -> SystemTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use image::{Image, ImageId};
 
 use crate::limits::{Budget, Limits};
-use crate::progress::Progress;
+use crate::progress::{Progress, ProgressEvent};
 use crate::rootfs::{self, ImageError, ImageSource};
 use files::{Action, lock_file, sync_directory, write_atomically};
 use workspace::Workspace;
@@ -97,6 +97,7 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let (file, filesystem) = material.build(workspace.path(), "rootfs", budget, progress)?;
+        progress.report(ProgressEvent::Step("Publishing the image".into()));
         let image = Image::describe(&self.root, id, filesystem, &file)?;
         let name = Image::file_name(filesystem);
         let path = workspace.path().join(&name);
@@ -136,7 +137,10 @@ impl ImageStore {
         let mut images = Vec::new();
         for entry in std::fs::read_dir(&directory).during("read", &directory)? {
             let entry = entry.during("read", &directory)?;
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<ImageId>().ok());
+            let id = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<ImageId>().ok());
             // Removed meanwhile, perhaps.
             if let Some(id) = id
                 && let Some(image) = self.get(&id)?
@@ -144,7 +148,7 @@ impl ImageStore {
                 images.push(image);
             }
         }
-        images.sort_by(|a, b| a.id.cmp(&b.id));
+        images.sort_by_key(|image| image.id);
         Ok(images)
     }
 
@@ -161,7 +165,9 @@ impl ImageStore {
         in_use: &dyn Fn(&ImageId) -> bool,
     ) -> Result<(), ImageError> {
         let _lock = self.lock(id)?;
-        let image = self.get(id)?.ok_or_else(|| ImageError::NotFound(id.to_string()))?;
+        let image = self
+            .get(id)?
+            .ok_or_else(|| ImageError::NotFound(id.to_string()))?;
         if in_use(id) || image.has_other_names()? {
             return Err(ImageError::InUse(id.to_string()));
         }
@@ -191,7 +197,9 @@ impl ImageStore {
 
     fn memo(&self, name: &str) -> PathBuf {
         use sha2::{Digest, Sha256};
-        self.root.join("memo").join(hex::encode(Sha256::digest(name.as_bytes())))
+        self.root
+            .join("memo")
+            .join(hex::encode(Sha256::digest(name.as_bytes())))
     }
 
     /// Removes the work of processes that live no more.
@@ -207,7 +215,9 @@ impl ImageStore {
         let directory = self.root.join("memo");
         for entry in std::fs::read_dir(&directory).during("read", &directory)? {
             let path = entry.during("read", &directory)?.path();
-            let id = std::fs::read_to_string(&path).ok().and_then(|id| id.trim().parse().ok());
+            let id = std::fs::read_to_string(&path)
+                .ok()
+                .and_then(|id| id.trim().parse().ok());
             let exists = id.is_some_and(|id| self.image_directory(&id).exists());
             if !exists && let Err(error) = std::fs::remove_file(&path) {
                 tracing::debug!(path = %path.display(), %error, "stale memo stays");
@@ -230,5 +240,9 @@ impl ImageStore {
 }
 
 fn store_error(action: &'static str, path: &Path, source: io::Error) -> ImageError {
-    ImageError::Store { action, path: path.into(), source }
+    ImageError::Store {
+        action,
+        path: path.into(),
+        source,
+    }
 }

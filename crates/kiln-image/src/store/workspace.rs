@@ -26,7 +26,11 @@ impl Workspace {
         let path = directory.during("create a directory in", &parent)?.keep();
         let lock = File::open(&path).during("open", &path)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).during("lock", &path)?;
-        Ok(Workspace { path, _lock: lock, published: false })
+        Ok(Workspace {
+            path,
+            _lock: lock,
+            published: false,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -57,7 +61,9 @@ pub(super) fn sweep(root: &Path) -> Result<(), ImageError> {
     let _quiet = lock_file(&root.join("locks/tmp"))?;
     for entry in std::fs::read_dir(&parent).during("read", &parent)? {
         let path = entry.during("read", &parent)?.path();
-        let Ok(directory) = File::open(&path) else { continue };
+        let Ok(directory) = File::open(&path) else {
+            continue;
+        };
         if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }

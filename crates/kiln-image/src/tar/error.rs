@@ -22,7 +22,11 @@ impl fmt::Display for TarError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.entry {
             Some(name) => write!(out, "archive entry {name}: {}", self.fault),
-            None => write!(out, "archive header at byte {}: {}", self.position, self.fault),
+            None => write!(
+                out,
+                "archive header at byte {}: {}",
+                self.position, self.fault
+            ),
         }
     }
 }

@@ -43,11 +43,19 @@ impl Header {
         let stated = number(&self.0[148..156], "chksum")?;
         let (mut unsigned, mut signed) = (0i64, 0i64);
         for (at, byte) in self.0.iter().enumerate() {
-            let byte = if (148..156).contains(&at) { b' ' } else { *byte };
+            let byte = if (148..156).contains(&at) {
+                b' '
+            } else {
+                *byte
+            };
             unsigned += i64::from(byte);
             signed += i64::from(byte as i8);
         }
-        if stated == unsigned || stated == signed { Ok(()) } else { Err(TarFault::Checksum) }
+        if stated == unsigned || stated == signed {
+            Ok(())
+        } else {
+            Err(TarFault::Checksum)
+        }
     }
 
     pub(super) fn kind(&self) -> Result<Type, TarFault> {
@@ -88,7 +96,11 @@ impl Header {
             Dialect::Star => text(&self.0[345..476]),
             Dialect::V7 | Dialect::Gnu => b"",
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -120,13 +132,19 @@ impl Header {
         if self.dialect() == Dialect::V7 {
             return Ok((0, 0));
         }
-        Ok((unsigned(&self.0[329..337], "devmajor")?, unsigned(&self.0[337..345], "devminor")?))
+        Ok((
+            unsigned(&self.0[329..337], "devmajor")?,
+            unsigned(&self.0[337..345], "devminor")?,
+        ))
     }
 }
 
 /// A text field ends at its first NUL or at its full length.
 fn text(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(field.len());
     &field[..end]
 }
 
@@ -146,7 +164,11 @@ pub(super) fn number(field: &[u8], what: &'static str) -> Result<i64, TarFault> 
 /// Big-endian two's complement; the top bit is the mark, the next one the sign.
 fn base256(field: &[u8]) -> Option<i64> {
     let first = i128::from(field[0] & 0x7f);
-    let mut value = if first & 0x40 != 0 { first - 0x80 } else { first };
+    let mut value = if first & 0x40 != 0 {
+        first - 0x80
+    } else {
+        first
+    };
     for byte in &field[1..] {
         value = value.checked_mul(256)? + i128::from(*byte);
     }
@@ -194,7 +216,10 @@ mod tests {
         assert_eq!(parse(b"0000648\0"), None);
         assert_eq!(parse(b"\x80\0\0\0\0\0\x01\0"), Some(256));
         assert_eq!(parse(b"\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
-        assert_eq!(parse(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"), Some(i64::MAX));
+        assert_eq!(
+            parse(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"),
+            Some(i64::MAX)
+        );
         assert_eq!(parse(b"\x80\0\0\0\x80\0\0\0\0\0\0\0"), None);
     }
 }

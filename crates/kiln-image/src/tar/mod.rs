@@ -66,12 +66,23 @@ pub(crate) struct TarReader<'b, R> {
 
 impl<'b, R: Read + Seek> TarReader<'b, R> {
     pub(crate) fn new(mut input: R, budget: &'b Budget) -> Result<TarReader<'b, R>, TarError> {
-        let fault = |source| TarError { entry: None, position: 0, fault: TarFault::Read(source) };
+        let fault = |source| TarError {
+            entry: None,
+            position: 0,
+            fault: TarFault::Read(source),
+        };
         let length = input.seek(SeekFrom::End(0)).map_err(fault)?;
         input.rewind().map_err(fault)?;
         let input = BufReader::with_capacity(64 << 10, input);
         let globals = Globals::default();
-        Ok(TarReader { input, length, position: 0, globals, budget, finished: false })
+        Ok(TarReader {
+            input,
+            length,
+            position: 0,
+            globals,
+            budget,
+            finished: false,
+        })
     }
 
     /// The next entry, or `None` at the end of the archive.
@@ -79,11 +90,12 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
         let start = self.position;
         let mut extensions = Extensions::default();
         let mut name = None;
-        self.next_entry(&mut extensions, &mut name).map_err(|fault| TarError {
-            entry: name.map(|name: Vec<u8>| EntryName::from(name.as_slice())),
-            position: start,
-            fault,
-        })
+        self.next_entry(&mut extensions, &mut name)
+            .map_err(|fault| TarError {
+                entry: name.map(|name: Vec<u8>| EntryName::from(name.as_slice())),
+                position: start,
+                fault,
+            })
     }
 
     fn next_entry(
@@ -107,7 +119,11 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
                 kind => return self.entry(&header, kind, extensions, name).map(Some),
             }
         }
-        if extensions.seen { Err(TarFault::Dangling) } else { Ok(None) }
+        if extensions.seen {
+            Err(TarFault::Dangling)
+        } else {
+            Ok(None)
+        }
     }
 
     /// The next header that is not zero; `None` at the two zero blocks or the end of the data.
@@ -166,7 +182,10 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
 
     fn read_long_name(&mut self, header: &Header) -> Result<Vec<u8>, TarFault> {
         let mut name = self.read_body(header)?;
-        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        let end = name
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(name.len());
         name.truncate(end);
         Ok(name)
     }
@@ -192,7 +211,10 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
                 || key.starts_with(b"SCHILY.xattr.")
                 || key.starts_with(b"SCHILY.acl.")
                 || key.starts_with(b"LIBARCHIVE.xattr.")
-                || matches!(key, b"path" | b"linkpath" | b"size" | b"RHT.security.selinux");
+                || matches!(
+                    key,
+                    b"path" | b"linkpath" | b"size" | b"RHT.security.selinux"
+                );
             if meaningless {
                 return Err(TarFault::Global(EntryName::from(key)));
             }
@@ -228,7 +250,11 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
             Type::Fifo => EntryKind::Fifo,
             _ => EntryKind::Directory,
         };
-        let entry = Entry { path, attributes, kind };
+        let entry = Entry {
+            path,
+            attributes,
+            kind,
+        };
         self.budget.take_entry()?;
         self.budget.take_metadata(entry.weight())?;
         Ok(entry)
@@ -242,7 +268,10 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
         if path.is_empty() || path.contains(&0) {
             return Err(TarFault::Name);
         }
-        if path.split(|byte| *byte == b'/').any(|name| name.len() > NAME_MAX) {
+        if path
+            .split(|byte| *byte == b'/')
+            .any(|name| name.len() > NAME_MAX)
+        {
             return Err(TarFault::NameTooLong);
         }
         Ok(())
@@ -269,17 +298,16 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
             gid: gid.map_or_else(|| header.gid(), Ok)?,
             modified: match modified {
                 Some(modified) => modified,
-                None => Timestamp { seconds: header.modified()?, nanoseconds: 0 },
+                None => Timestamp {
+                    seconds: header.modified()?,
+                    nanoseconds: 0,
+                },
             },
             xattrs: std::mem::take(&mut extensions.xattrs),
         })
     }
 
-    fn target(
-        &self,
-        header: &Header,
-        extensions: &mut Extensions,
-    ) -> Result<Vec<u8>, TarFault> {
+    fn target(&self, header: &Header, extensions: &mut Extensions) -> Result<Vec<u8>, TarFault> {
         let target = extensions.link.take().or(extensions.gnu_link.take());
         let target = target.unwrap_or_else(|| header.link());
         if target.is_empty() || target.contains(&0) || target.len() > TARGET_MAX {
@@ -311,10 +339,18 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
             }
             self.check_available(stored)?;
             let (pieces, read) = sparse::version_1(&mut self.input, stored, sparse_ranges)?;
-            (Some(pieces), sparse.real_size.ok_or(TarFault::SparseMap)?, read)
+            (
+                Some(pieces),
+                sparse.real_size.ok_or(TarFault::SparseMap)?,
+                read,
+            )
         } else if let Some(numbers) = sparse.map {
             let pieces = sparse::from_numbers(&numbers, sparse_ranges)?;
-            (Some(pieces), sparse.real_size.ok_or(TarFault::SparseMap)?, 0)
+            (
+                Some(pieces),
+                sparse.real_size.ok_or(TarFault::SparseMap)?,
+                0,
+            )
         } else if sparse.real_size.is_some_and(|size| size > 0) {
             return Err(TarFault::SparseMap);
         } else {
@@ -328,10 +364,17 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
         let ranges = match pieces {
             Some(pieces) => sparse::lay_out(&pieces, real_size, data, stored - map_bytes)?,
             None if stored == 0 => Vec::new(),
-            None => vec![DataRange { offset: 0, position: data, length: stored }],
+            None => vec![DataRange {
+                offset: 0,
+                position: data,
+                length: stored,
+            }],
         };
         self.skip_to(data, self.position.saturating_add(padded(stored)))?;
-        Ok(EntryKind::File { size: real_size, ranges })
+        Ok(EntryKind::File {
+            size: real_size,
+            ranges,
+        })
     }
 }
 
@@ -339,7 +382,9 @@ impl Entry {
     /// Roughly what the entry costs in memory.
     fn weight(&self) -> usize {
         let xattrs = self.attributes.xattrs.iter();
-        let xattrs: usize = xattrs.map(|xattr| xattr.name.len() + xattr.value.len() + 64).sum();
+        let xattrs: usize = xattrs
+            .map(|xattr| xattr.name.len() + xattr.value.len() + 64)
+            .sum();
         let kind = match &self.kind {
             EntryKind::File { ranges, .. } => ranges.len() * size_of::<DataRange>(),
             EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
@@ -352,7 +397,8 @@ impl Entry {
 /// A sparse file's own name wins: its header carries a made-up one.
 fn entry_path(header: &Header, extensions: &mut Extensions) -> Vec<u8> {
     let path = extensions.sparse.name.take().or(extensions.path.take());
-    path.or(extensions.gnu_path.take()).unwrap_or_else(|| header.path())
+    path.or(extensions.gnu_path.take())
+        .unwrap_or_else(|| header.path())
 }
 
 /// Whether a file that starts so can be a tar archive.
@@ -372,5 +418,6 @@ fn device(header: &Header) -> Result<DeviceNumber, TarFault> {
 }
 
 fn padded(size: u64) -> u64 {
-    size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX)
+    size.checked_next_multiple_of(BLOCK as u64)
+        .unwrap_or(u64::MAX)
 }

@@ -55,15 +55,23 @@ type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
 /// `<length> <key>=<value>\n`, the length counting itself and the newline.
 fn split_record(body: &[u8]) -> Result<Record<'_>, TarFault> {
-    let space = body.iter().position(|byte| *byte == b' ').ok_or(TarFault::Pax)?;
+    let space = body
+        .iter()
+        .position(|byte| *byte == b' ')
+        .ok_or(TarFault::Pax)?;
     let length = usize::try_from(decimal(&body[..space])?).map_err(|_| TarFault::Pax)?;
     // At least `=` and the newline stand behind the space.
     if length < space + 3 || length > body.len() {
         return Err(TarFault::Pax);
     }
     let (record, rest) = body.split_at(length);
-    let [pair @ .., b'\n'] = &record[space + 1..] else { return Err(TarFault::Pax) };
-    let equals = pair.iter().position(|byte| *byte == b'=').ok_or(TarFault::Pax)?;
+    let [pair @ .., b'\n'] = &record[space + 1..] else {
+        return Err(TarFault::Pax);
+    };
+    let equals = pair
+        .iter()
+        .position(|byte| *byte == b'=')
+        .ok_or(TarFault::Pax)?;
     let (key, value) = (&pair[..equals], &pair[equals + 1..]);
     if key.is_empty() {
         return Err(TarFault::Pax);
@@ -125,7 +133,10 @@ impl Extensions {
             return Err(TarFault::Pax);
         }
         self.xattrs.retain(|xattr| &*xattr.name != name);
-        self.xattrs.push(Xattr { name: name.into(), value: value.into() });
+        self.xattrs.push(Xattr {
+            name: name.into(),
+            value: value.into(),
+        });
         Ok(())
     }
 
@@ -157,7 +168,10 @@ impl SparseRecords {
             b"map" => {
                 let numbers = value.split(|byte| *byte == b',');
                 let numbers = numbers.filter(|number| !number.is_empty());
-                set(&mut self.map, numbers.map(decimal).collect::<Result<_, _>>()?)
+                set(
+                    &mut self.map,
+                    numbers.map(decimal).collect::<Result<_, _>>()?,
+                )
             }
             b"offset" | b"numbytes" => {
                 let map = self.map.get_or_insert_default();
@@ -214,17 +228,28 @@ fn timestamp(text: &[u8]) -> Result<Timestamp, TarFault> {
     if (whole.is_empty() && fraction.is_empty()) || !fraction.iter().all(u8::is_ascii_digit) {
         return Err(bad());
     }
-    let whole = if whole.is_empty() { 0 } else { decimal(whole).map_err(|_| bad())? };
+    let whole = if whole.is_empty() {
+        0
+    } else {
+        decimal(whole).map_err(|_| bad())?
+    };
     let whole = i64::try_from(whole).map_err(|_| bad())?;
     let nanoseconds = (0..9).fold(0u32, |value, at| {
         value * 10 + u32::from(fraction.get(at).map_or(0, |digit| digit - b'0'))
     });
     Ok(match (negative, nanoseconds) {
-        (false, _) => Timestamp { seconds: whole, nanoseconds },
-        (true, 0) => Timestamp { seconds: -whole, nanoseconds: 0 },
-        (true, _) => {
-            Timestamp { seconds: -whole - 1, nanoseconds: 1_000_000_000 - nanoseconds }
-        }
+        (false, _) => Timestamp {
+            seconds: whole,
+            nanoseconds,
+        },
+        (true, 0) => Timestamp {
+            seconds: -whole,
+            nanoseconds: 0,
+        },
+        (true, _) => Timestamp {
+            seconds: -whole - 1,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        },
     })
 }
 
@@ -232,8 +257,13 @@ fn percent_decode(name: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(name.len());
     let mut at = 0;
     while at < name.len() {
-        let hex = name.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match (name[at], hex.and_then(|digits| u8::from_str_radix(digits, 16).ok())) {
+        let hex = name
+            .get(at + 1..at + 3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match (
+            name[at],
+            hex.and_then(|digits| u8::from_str_radix(digits, 16).ok()),
+        ) {
             (b'%', Some(byte)) => {
                 decoded.push(byte);
                 at += 3;
@@ -252,14 +282,19 @@ mod tests {
     use super::*;
 
     fn all(body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarFault> {
-        records(body).map(|r| r.map(|(k, v)| (k.to_vec(), v.to_vec()))).collect()
+        records(body)
+            .map(|r| r.map(|(k, v)| (k.to_vec(), v.to_vec())))
+            .collect()
     }
 
     #[test]
     fn records_are_split_by_length_not_by_newline() {
-        let body = b"22 path=a\nb=c\n9 x=y\n\0z\n8 uid=0\n";
+        let body = b"23 path=a\nb=c\n9 x=y\n\0z\n8 uid=0\n";
         let records = all(body).unwrap();
-        assert_eq!(records[0], (b"path".to_vec(), b"a\nb=c\n9 x=y\n\0z"[..].to_vec()));
+        assert_eq!(
+            records[0],
+            (b"path".to_vec(), b"a\nb=c\n9 x=y\n\0z"[..].to_vec())
+        );
         assert_eq!(records[1], (b"uid".to_vec(), b"0".to_vec()));
         assert_eq!(all(b"8 uid=0\n\0\0\0").unwrap().len(), 1);
     }

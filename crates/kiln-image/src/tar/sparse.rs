@@ -43,7 +43,10 @@ fn old_pieces(slots: &[u8], pieces: &mut Vec<Piece>, limit: usize) -> Result<(),
         if pieces.len() >= limit {
             return Err(TarFault::SparseTooMany(limit));
         }
-        pieces.push((unsigned(&slot[..12], "offset")?, unsigned(&slot[12..], "numbytes")?));
+        pieces.push((
+            unsigned(&slot[..12], "offset")?,
+            unsigned(&slot[12..], "numbytes")?,
+        ));
     }
     Ok(())
 }
@@ -55,7 +58,13 @@ pub(super) fn version_1(
     available: u64,
     limit: usize,
 ) -> Result<(Vec<Piece>, u64), TarFault> {
-    let mut numbers = Numbers { input, block: [0; BLOCK], at: BLOCK, read: 0, available };
+    let mut numbers = Numbers {
+        input,
+        block: [0; BLOCK],
+        at: BLOCK,
+        read: 0,
+        available,
+    };
     let count = numbers.next()?;
     if count > limit as u64 {
         return Err(TarFault::SparseTooMany(limit));
@@ -83,7 +92,10 @@ impl<R: Read> Numbers<'_, R> {
                 b'\n' => return value.ok_or(TarFault::SparseMap),
                 digit @ b'0'..=b'9' => {
                     let digit = u64::from(digit - b'0');
-                    let next = value.unwrap_or(0).checked_mul(10).and_then(|v| v.checked_add(digit));
+                    let next = value
+                        .unwrap_or(0)
+                        .checked_mul(10)
+                        .and_then(|v| v.checked_add(digit));
                     value = Some(next.ok_or(TarFault::SparseMap)?);
                 }
                 _ => return Err(TarFault::SparseMap),
@@ -113,7 +125,10 @@ pub(super) fn from_numbers(numbers: &[u64], limit: usize) -> Result<Vec<Piece>, 
     if numbers.len() / 2 > limit {
         return Err(TarFault::SparseTooMany(limit));
     }
-    Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    Ok(numbers
+        .chunks_exact(2)
+        .map(|pair| (pair[0], pair[1]))
+        .collect())
 }
 
 /// Lays the pieces over the stored data: in order, apart, within the file, nothing left over.
@@ -131,7 +146,11 @@ pub(super) fn lay_out(
             return Err(TarFault::SparseMap);
         }
         if length > 0 {
-            ranges.push(DataRange { offset, position: position + used, length });
+            ranges.push(DataRange {
+                offset,
+                position: position + used,
+                length,
+            });
         }
         used = used.checked_add(length).ok_or(TarFault::SparseMap)?;
         if used > stored {
@@ -153,7 +172,11 @@ mod tests {
     fn pieces_must_be_in_order_and_use_up_the_data() {
         assert_eq!(
             lay_out(&[(10, 5), (100, 0)], 100, 512, 5).unwrap(),
-            [DataRange { offset: 10, position: 512, length: 5 }]
+            [DataRange {
+                offset: 10,
+                position: 512,
+                length: 5
+            }]
         );
         assert!(lay_out(&[(10, 5), (12, 5)], 100, 0, 10).is_err(), "overlap");
         assert!(lay_out(&[(96, 5)], 100, 0, 5).is_err(), "beyond the end");

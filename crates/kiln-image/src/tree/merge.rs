@@ -99,7 +99,10 @@ impl Tree {
         let mut additions = Vec::new();
         let mut reader = TarReader::new(input, budget)?;
         while let Some(entry) = reader.next()? {
-            let named = |fault, path: &[u8]| TreeError { entry: EntryName::from(path), fault };
+            let named = |fault, path: &[u8]| TreeError {
+                entry: EntryName::from(path),
+                fault,
+            };
             if rules == LayerRules::Overlay {
                 match self.take_whiteout(&entry, budget) {
                     Ok(true) => continue,
@@ -122,7 +125,9 @@ impl Tree {
     /// Carries out a whiteout on the layers below; says whether the entry was one.
     fn take_whiteout(&mut self, entry: &Entry, budget: &Budget) -> Result<bool, TreeFault> {
         let names = names(&entry.path)?;
-        let Some((directory, name)) = split(&names) else { return Ok(false) };
+        let Some((directory, name)) = split(&names) else {
+            return Ok(false);
+        };
         let whiteout = match name.strip_prefix(WHITEOUT) {
             None => return Ok(false),
             Some(_) if name == OPAQUE => Whiteout::Everything,
@@ -157,14 +162,20 @@ impl Tree {
             return Ok(());
         }
         let parent = self.make_directory(&directory, budget)?;
-        let existing = self.children(parent).and_then(|children| children.get(name)).copied();
+        let existing = self
+            .children(parent)
+            .and_then(|children| children.get(name))
+            .copied();
         if let Some(existing) = existing {
             let path = || [directory.as_slice(), b"/", name].concat();
             if self.keeps(existing, &entry, rules, path, budget)? {
                 return Ok(());
             }
         }
-        let node = Node { attributes: entry.attributes, kind: node_kind(entry.kind, layer) };
+        let node = Node {
+            attributes: entry.attributes,
+            kind: node_kind(entry.kind, layer),
+        };
         let id = self.add(node);
         self.link(parent, name, id);
         Ok(())
@@ -211,8 +222,13 @@ impl Tree {
         let names = names(target)?;
         let (directory, name) =
             split(&names).ok_or_else(|| TreeFault::DirectoryTarget(EntryName::from(target)))?;
-        let parent = self.find_directory(&directory, budget)?.ok_or_else(missing)?;
-        let found = self.children(parent).and_then(|children| children.get(name)).copied();
+        let parent = self
+            .find_directory(&directory, budget)?
+            .ok_or_else(missing)?;
+        let found = self
+            .children(parent)
+            .and_then(|children| children.get(name))
+            .copied();
         let id = found.ok_or_else(missing)?;
         if self.is_directory(id) {
             return Err(TreeFault::DirectoryTarget(EntryName::from(target)));
@@ -225,9 +241,11 @@ fn node_kind(kind: EntryKind, layer: u32) -> NodeKind {
     match kind {
         // Hard links were handled by the caller.
         EntryKind::Directory | EntryKind::HardLink(_) => NodeKind::Directory(Children::new()),
-        EntryKind::File { size, ranges } => {
-            NodeKind::File(FileData { size, origin: Origin::Layer(layer), ranges })
-        }
+        EntryKind::File { size, ranges } => NodeKind::File(FileData {
+            size,
+            origin: Origin::Layer(layer),
+            ranges,
+        }),
         EntryKind::Symlink(target) => NodeKind::Symlink(target.into()),
         EntryKind::CharacterDevice(number) => NodeKind::CharacterDevice(number),
         EntryKind::BlockDevice(number) => NodeKind::BlockDevice(number),

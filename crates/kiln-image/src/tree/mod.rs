@@ -71,7 +71,10 @@ impl Tree {
             attributes: Attributes::default(),
             kind: NodeKind::Directory(Children::new()),
         };
-        Tree { nodes: vec![root], last_parent: None }
+        Tree {
+            nodes: vec![root],
+            last_parent: None,
+        }
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {

@@ -74,7 +74,10 @@ impl Tree {
                 continue;
             }
             let current = stack.last().copied().unwrap_or(Tree::ROOT);
-            let found = self.children(current).and_then(|children| children.get(&name)).copied();
+            let found = self
+                .children(current)
+                .and_then(|children| children.get(&name))
+                .copied();
             match found.map(|id| (id, &self.node(id).kind)) {
                 Some((id, NodeKind::Directory(_))) => stack.push(id),
                 Some((_, NodeKind::Symlink(target))) => {
@@ -114,5 +117,9 @@ impl Tree {
 /// Puts the names of a path on the stack, first on top.
 fn push_names(todo: &mut Vec<Box<[u8]>>, path: &[u8]) {
     let names = path.split(|byte| *byte == b'/').rev();
-    todo.extend(names.filter(|name| !name.is_empty() && *name != b".").map(Box::from));
+    todo.extend(
+        names
+            .filter(|name| !name.is_empty() && *name != b".")
+            .map(Box::from),
+    );
 }
