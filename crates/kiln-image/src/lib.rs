@@ -6,6 +6,8 @@ mod clone;
 mod content;
 mod decompress;
 mod ext4;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inode;
 mod limits;
 mod progress;

@@ -291,11 +291,8 @@ mod tests {
     fn records_are_split_by_length_not_by_newline() {
         let body = b"23 path=a\nb=c\n9 x=y\n\0z\n8 uid=0\n";
         let records = all(body).unwrap();
-        assert_eq!(
-            records[0],
-            (b"path".to_vec(), b"a\nb=c\n9 x=y\n\0z"[..].to_vec())
-        );
-        assert_eq!(records[1], (b"uid".to_vec(), b"0".to_vec()));
+        assert_eq!(records[0], (&b"path"[..], &b"a\nb=c\n9 x=y\n\0z"[..]));
+        assert_eq!(records[1], (&b"uid"[..], &b"0"[..]));
         assert_eq!(all(b"8 uid=0\n\0\0\0").unwrap().len(), 1);
     }
 

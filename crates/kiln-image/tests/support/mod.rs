@@ -1,7 +1,12 @@
 //! What the tests of images share: a nasty tree, a scan of a tree that misses nothing, and mounts
 //! that go away again.
 #![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
