@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets; compiled for them alone.
+//! Doors for the fuzz targets; nothing for users.
 
 use std::io::Cursor;
 use std::os::fd::AsFd;

@@ -3,14 +3,21 @@
 
 mod acl;
 mod clone;
+mod compressed;
 mod content;
+pub mod debian;
 mod decompress;
+pub mod default_image;
+pub mod download;
 mod ext4;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub mod fuzzing;
+pub mod initramfs;
 mod inode;
+pub mod kernel;
 mod limits;
 mod progress;
+mod publish;
 mod rootfs;
 mod scratch;
 mod spool;

@@ -56,7 +56,7 @@ fn an_image_is_found_again_listed_and_removed() {
         image.path.metadata().unwrap().permissions().mode() & 0o777,
         0o444
     );
-    assert_eq!(store.list().unwrap(), [image.clone()]);
+    assert_eq!(store.list().unwrap(), std::slice::from_ref(&image));
     assert_eq!(store.get(&image.id).unwrap(), Some(image.clone()));
     assert_eq!(import(&store, &archive).unwrap(), image);
     assert_eq!(image.id.to_string().parse(), Ok(image.id));

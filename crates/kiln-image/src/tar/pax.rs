@@ -281,10 +281,10 @@ fn percent_decode(name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn all(body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarFault> {
-        records(body)
-            .map(|r| r.map(|(k, v)| (k.to_vec(), v.to_vec())))
-            .collect()
+    type Pair<'a> = (&'a [u8], &'a [u8]);
+
+    fn all(body: &[u8]) -> Result<Vec<Pair<'_>>, TarFault> {
+        records(body).collect()
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! A [`GuestLink`] and a real agent: everything that needs no machine.
+
+mod commands;
+mod support;
