@@ -4,7 +4,18 @@
 
 use std::time::Instant;
 
-use kiln_image::{ImageSource, ImageStore, LayerSource, Limits, Silent};
+use kiln_image::{ImageSource, ImageStore, LayerSource, Limits, Progress, ProgressEvent};
+
+/// Prints when each step began.
+struct Steps(Instant);
+
+impl Progress for Steps {
+    fn report(&self, event: ProgressEvent) {
+        if !matches!(event, ProgressEvent::Bytes { .. }) {
+            println!("{:>12?} {event:?}", self.0.elapsed());
+        }
+    }
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -15,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         paths => ImageSource::Layers(paths.iter().map(|p| LayerSource::File(p.into())).collect()),
     };
     let start = Instant::now();
-    let image = store.import(source, &Limits::default(), &Silent)?;
+    let image = store.import(source, &Limits::default(), &Steps(start))?;
     println!(
         "{} {:?} {} bytes",
         image.path.display(),

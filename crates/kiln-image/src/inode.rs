@@ -39,36 +39,36 @@ impl fmt::Debug for EntryName {
 
 /// Seconds since 1970 and nanoseconds to add: -0.25 s is `{ -1, 750_000_000 }`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp {
+pub(crate) struct Timestamp {
     /// Whole seconds, rounded down.
-    pub seconds: i64,
+    pub(crate) seconds: i64,
     /// 0 to 999,999,999.
-    pub nanoseconds: u32,
+    pub(crate) nanoseconds: u32,
 }
 
 /// One extended attribute, with its full name (`user.mime_type`) and the value as `getxattr` gives
 /// it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Xattr {
+pub(crate) struct Xattr {
     /// Name with its namespace.
-    pub name: Box<[u8]>,
+    pub(crate) name: Box<[u8]>,
     /// Value, any bytes.
-    pub value: Box<[u8]>,
+    pub(crate) value: Box<[u8]>,
 }
 
 /// Owner, permissions, time and extended attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// Permission bits with setuid, setgid and sticky: 0 to 0o7777.
-    pub mode: u16,
+    pub(crate) mode: u16,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Last modification.
-    pub modified: Timestamp,
+    pub(crate) modified: Timestamp,
     /// Extended attributes, at most one per name.
-    pub xattrs: Vec<Xattr>,
+    pub(crate) xattrs: Vec<Xattr>,
 }
 
 impl Default for Attributes {
@@ -86,22 +86,22 @@ impl Default for Attributes {
 
 /// A run of a file's bytes, and where its content is found. What no range covers is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataRange {
+pub(crate) struct DataRange {
     /// First byte within the file.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// First byte within the content source.
-    pub position: u64,
+    pub(crate) position: u64,
     /// Bytes.
-    pub length: u64,
+    pub(crate) length: u64,
 }
 
 /// Device number as `stat` splits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DeviceNumber {
+pub(crate) struct DeviceNumber {
     /// Driver.
-    pub major: u32,
+    pub(crate) major: u32,
     /// Unit.
-    pub minor: u32,
+    pub(crate) minor: u32,
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ mod decompress;
 pub mod default_image;
 pub mod download;
 mod ext4;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod initramfs;
 mod inode;
 pub mod kernel;

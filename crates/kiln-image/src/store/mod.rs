@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use image::{Image, ImageId};
 
 use crate::limits::{Budget, Limits};
-use crate::progress::Progress;
+use crate::progress::{Progress, ProgressEvent};
 use crate::rootfs::{self, ImageError, ImageSource};
 use files::{Action, lock_file, sync_directory, write_atomically};
 use workspace::Workspace;
@@ -97,6 +97,7 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let (file, filesystem) = material.build(workspace.path(), "rootfs", budget, progress)?;
+        progress.report(ProgressEvent::Step("Publishing the image".into()));
         let image = Image::describe(&self.root, id, filesystem, &file)?;
         let name = Image::file_name(filesystem);
         let path = workspace.path().join(&name);
@@ -147,7 +148,7 @@ impl ImageStore {
                 images.push(image);
             }
         }
-        images.sort_by(|a, b| a.id.cmp(&b.id));
+        images.sort_by_key(|image| image.id);
         Ok(images)
     }
 

@@ -421,3 +421,151 @@ fn padded(size: u64) -> u64 {
     size.checked_next_multiple_of(BLOCK as u64)
         .unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limits::Limits;
+
+    /// Makes a block pass for a header, so that random bytes get beyond the checksum.
+    fn sum_up(block: &mut [u8]) {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    }
+
+    fn read_all(bytes: &[u8]) -> Result<Vec<Entry>, TarError> {
+        let budget = Budget::new(&Limits {
+            entries: 1000,
+            ..Limits::default()
+        });
+        let mut reader = TarReader::new(Cursor::new(bytes), &budget)?;
+        let mut entries = Vec::new();
+        while let Some(entry) = reader.next()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// Mostly plausible headers: the fields that decide something, the rest noise.
+    fn block() -> impl Strategy<Value = Vec<u8>> {
+        let kind = prop::sample::select(&b"\x000123456SxgLK7V?"[..]);
+        let size = prop_oneof![
+            0u64..2000,
+            Just(u64::MAX >> 31),
+            any::<u32>().prop_map(u64::from)
+        ];
+        let magic =
+            prop::sample::select(vec![&b"ustar\x0000"[..], b"ustar  \0", b"\0\0\0\0\0\0\0\0"]);
+        let noise = proptest::collection::vec(any::<u8>(), 512);
+        (kind, size, magic, noise, any::<bool>()).prop_map(|(kind, size, magic, noise, plain)| {
+            let mut block = if plain { vec![0; 512] } else { noise };
+            block[..4].copy_from_slice(b"name");
+            block[100..136].copy_from_slice(&[b'0'; 36]);
+            block[124..136].copy_from_slice(format!("{size:012o}").as_bytes());
+            block[136..148].fill(0);
+            block[156] = kind;
+            block[257..265].copy_from_slice(magic);
+            sum_up(&mut block);
+            block
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_headers_makes_it_panic_or_read_beyond_the_end(
+            blocks in proptest::collection::vec(block(), 0..6),
+            cut in 0usize..512,
+        ) {
+            let bytes = blocks.concat();
+            let bytes = &bytes[..bytes.len().saturating_sub(cut)];
+            for entry in read_all(bytes).unwrap_or_default() {
+                if let EntryKind::File { size, ranges } = entry.kind {
+                    let mut end = 0;
+                    for range in ranges {
+                        prop_assert!(range.length > 0 && range.offset >= end);
+                        prop_assert!(range.position + range.length <= bytes.len() as u64);
+                        end = range.offset + range.length;
+                    }
+                    prop_assert!(end <= size);
+                }
+            }
+        }
+    }
+
+    fn header(kind: u8, size: usize) -> Vec<u8> {
+        let mut block = vec![0; 512];
+        block[..4].copy_from_slice(b"name");
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        sum_up(&mut block);
+        block
+    }
+
+    fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+        let mut body = String::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let digits = (rest + (rest + 2).to_string().len()).to_string().len();
+            body.push_str(&format!("{} {key}={value}\n", rest + digits));
+        }
+        let mut bytes = header(b'x', body.len());
+        bytes.extend(body.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_pax_size_wins_over_the_header() {
+        let mut bytes = pax(&[("size", "600"), ("path", "big"), ("mtime", "-1.5")]);
+        bytes.extend(header(b'0', 3));
+        bytes.extend([7; 1024]);
+        bytes.extend(header(b'5', 0));
+        let entries = read_all(&bytes).unwrap();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[0].path, b"big");
+        assert_eq!(
+            entries[0].attributes.modified,
+            Timestamp {
+                seconds: -2,
+                nanoseconds: 500_000_000
+            }
+        );
+        let ranges = vec![DataRange {
+            offset: 0,
+            position: 1536,
+            length: 600,
+        }];
+        assert_eq!(entries[0].kind, EntryKind::File { size: 600, ranges });
+    }
+
+    #[test]
+    fn refusals_name_the_entry() {
+        let mut bytes = pax(&[("path", "over/there"), ("GNU.sparse.major", "2")]);
+        bytes.extend(header(b'0', 0));
+        let error = read_all(&bytes).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "archive entry `over/there`: sparse format 2.0 is not supported"
+        );
+        let mut bytes = header(b'0', 0);
+        bytes[0] ^= 1;
+        let error = read_all(&bytes).unwrap_err();
+        assert!(
+            error.to_string().contains("at byte 0: bad header checksum"),
+            "{error}"
+        );
+        let mut bytes = header(b'0', 0);
+        bytes.extend([0; 512]);
+        bytes.extend(header(b'0', 0));
+        assert!(matches!(
+            read_all(&bytes).unwrap_err().fault,
+            TarFault::LoneZeroBlock
+        ));
+    }
+}
