@@ -28,6 +28,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// One scenario's host: its own directories, its own daemon.
+#[derive(Debug)]
 pub struct Stage {
     root: tempfile::TempDir,
     /// Apart, and short: a socket's path holds at most 107 bytes.
@@ -304,7 +305,7 @@ pub fn skip(test: &str, why: &str) {
 pub fn kiln() -> &'static Path {
     static KILN: OnceLock<PathBuf> = OnceLock::new();
     KILN.get_or_init(|| {
-        if let Some(given) = std::env::var_os("KILN_E2E_BINARY") {
+        if let Some(given) = std::env::var_os("KILN_BIN") {
             return PathBuf::from(given);
         }
         let exe = std::env::current_exe().unwrap();

@@ -1,5 +1,11 @@
 //! `kiln exec`: many commands in one guest.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking, its helpers too"
+)]
+
 use std::process::Stdio;
 
 use e2e::{Stage, finish};

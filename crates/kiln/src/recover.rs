@@ -67,7 +67,7 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
     let link = launch::open_link(row, machine.as_ref());
     link.inspect_err(|error| warn!(id = %row.id, %error, "a machine has no agent and is ended"))
         .ok()
-        .map(|link| Live { machine, link })
+        .map(|link| Live::new(machine, link))
 }
 
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorCode};
 
 /// Largest number of virtual processors (Firecracker's own limit).
-pub const MAX_VCPUS: u8 = 32;
+pub(super) const MAX_VCPUS: u8 = 32;
 /// Least memory with which Debian's kernel and the agent come up.
-pub const MIN_MEM_MIB: u32 = 64;
+pub(super) const MIN_MEM_MIB: u32 = 64;
 /// Least scratch disk: an ext4 with a journal and something left to write to.
-pub const MIN_DISK_MIB: u64 = 32;
+pub(super) const MIN_DISK_MIB: u64 = 32;
 /// Largest scratch disk: ext4 with 4 KiB blocks, 16 TiB.
-pub const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
+pub(super) const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
 
 /// What a user asks of a sandbox. Unknown fields are refused, missing ones have defaults.
 ///
