@@ -181,7 +181,7 @@ impl Stage {
     #[must_use]
     pub fn daemon_pid(&self) -> u32 {
         let info = self.kiln(&["info", "--json"]).expect_code(0).json();
-        info["pid"]
+        info["daemon_pid"]
             .as_u64()
             .unwrap_or_else(|| panic!("no pid: {info}")) as u32
     }
@@ -397,14 +397,18 @@ fn running(wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
     found
 }
 
-fn names_in(dir: &Path) -> Vec<String> {
+/// What a directory holds; nothing if there is none.
+#[must_use]
+pub fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }
 
-fn partials(dir: &Path) -> Vec<PathBuf> {
+/// Files under a directory that are not what they will be.
+#[must_use]
+pub fn partials(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
     while let Some(dir) = open.pop() {

@@ -146,7 +146,7 @@ fn a_vmm_that_dies_at_once_is_told_at_once_with_its_last_words() {
 
 #[test]
 fn an_agent_that_never_dials_meets_a_deadline_with_the_console() {
-    let stage = Stage::new().with_env("KILN_BOOT_TIMEOUT", "3s");
+    let stage = Stage::new().with_env("KILN_BOOT_TIMEOUT", "3");
     let kernel = stage.path("stub");
     fs::write(&kernel, stub_kernel(b"STUB GUEST SPINS\n")).expect("stub");
     let args = [
@@ -275,9 +275,10 @@ fn a_full_disk_publishes_no_half_image() {
         .kiln(&["run", "--json", tree.to_str().expect("path"), "--", "true"])
         .expect_code(125);
     assert_eq!(ran.error()["code"], "DISK_FULL", "{ran:?}");
-    stage.assert_nothing_left();
-    drop(stage);
+    assert_eq!(e2e::partials(&images), Vec::<std::path::PathBuf>::new());
+    assert_eq!(e2e::names_in(&images.join("images")), Vec::<String>::new());
     drop(small);
+    stage.assert_nothing_left();
 }
 
 /// A mount that goes with the test.
