@@ -148,9 +148,13 @@ fn runs(
     Ok(())
 }
 
+/// How long the daemon is left alone before it counts as idle.
+const IDLE: Duration = Duration::from_secs(3);
+
 /// Memory of the idle daemon and of PID 1 in a guest.
 fn weights(kiln: &Kiln, report: &mut Report) -> Result<(), BenchError> {
     let daemon = format!("/proc/{}/smaps_rollup", kiln.info()?.daemon_pid);
+    std::thread::sleep(IDLE);
     match std::fs::read_to_string(&daemon)
         .ok()
         .as_deref()
