@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use e2e::{Stage, eventually, signal, skip};
@@ -238,6 +239,26 @@ fn a_daemon_that_is_killed_loses_no_machine() {
     stage.kiln(&["stop", &sandbox]).expect_code(0);
     assert_eq!(stage.sandboxes()[0]["state"], "stopped");
     stage.kiln(&["rm", &sandbox]).expect_code(0);
+    stage.assert_nothing_left();
+}
+
+#[test]
+fn a_run_whose_daemon_is_killed_is_over_and_leaves_nothing() {
+    let stage = Stage::new();
+    let run = stage
+        .command(&["run", "--", "sleep", "100000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kiln");
+    eventually("it runs", || {
+        stage
+            .sandboxes()
+            .first()
+            .is_some_and(|sandbox| sandbox["state"] == "running")
+    });
+    signal(stage.daemon_pid(), Signal::KILL);
+    e2e::finish(run).expect_code(125);
     stage.assert_nothing_left();
 }
 

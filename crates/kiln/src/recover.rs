@@ -31,6 +31,9 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Error> {
+    if row.spec.ephemeral {
+        row.intent = Some(Intent::Remove);
+    }
     if row.state == SandboxState::Running
         && row.intent.is_none()
         && let Some(live) = adopted(shared, &row).await

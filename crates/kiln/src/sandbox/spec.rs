@@ -45,6 +45,9 @@ pub struct SandboxSpec {
     pub modules: Option<PathBuf>,
     /// Host name in the guest; the sandbox's name, else its id, when unset.
     pub hostname: Option<String>,
+    /// It lives as long as the client that made it: a [`Host`](crate::Host) that finds it when it
+    /// opens removes it, for that client has lost it.
+    pub ephemeral: bool,
 }
 
 impl Default for SandboxSpec {
@@ -60,6 +63,7 @@ impl Default for SandboxSpec {
             kernel: None,
             modules: None,
             hostname: None,
+            ephemeral: false,
         }
     }
 }
