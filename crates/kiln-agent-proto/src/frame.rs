@@ -12,7 +12,10 @@ use prost::Message;
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
 const HEADER: usize = 4;
-/// What one read asks for: a message with a whole [`CHUNK`](crate::limits::CHUNK).
+/// What one read asks for at first, and at most: a message with a whole
+/// [`CHUNK`](crate::limits::CHUNK). Most streams carry a few small messages, and clearing memory
+/// is slow in an emulated guest.
+const FIRST_READ: usize = 512;
 const READ: usize = 33 * 1024;
 
 /// A stream that does not carry frames, or ended inside one.
@@ -51,14 +54,17 @@ pub fn encode(message: &impl Message, out: &mut Vec<u8>) -> Result<(), FrameErro
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
+    /// Where in the buffer the bytes are that no frame was made of yet.
     start: usize,
+    end: usize,
 }
 
 impl Decoder {
     /// Adds bytes from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.compact();
-        self.buffer.extend_from_slice(bytes);
+        let room = self.room(bytes.len());
+        room[..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
     }
 
     /// The payload of the next whole frame, if it is there. After an error the stream is lost.
@@ -66,7 +72,7 @@ impl Decoder {
     /// # Errors
     /// [`FrameError::TooLong`], as soon as the length is known.
     pub fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
-        let rest = &self.buffer[self.start..];
+        let rest = &self.buffer[self.start..self.end];
         let Some((header, body)) = rest.split_first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -85,14 +91,20 @@ impl Decoder {
     /// Whether nothing of an unfinished frame is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.start == self.buffer.len()
+        self.start == self.end
     }
 
-    fn compact(&mut self) {
+    /// Room behind the bytes, `wanted` or more. What is read into it counts once `end` says so.
+    fn room(&mut self, wanted: usize) -> &mut [u8] {
         if self.start > 0 {
-            self.buffer.drain(..self.start);
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
             self.start = 0;
         }
+        if self.buffer.len() < self.end + wanted {
+            self.buffer.resize(self.end + wanted, 0);
+        }
+        &mut self.buffer[self.end..]
     }
 }
 
@@ -101,6 +113,8 @@ impl Decoder {
 pub struct FrameReader<R> {
     stream: R,
     decoder: Decoder,
+    /// What the next read asks for.
+    ask: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -109,6 +123,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self {
             stream,
             decoder: Decoder::default(),
+            ask: FIRST_READ,
         }
     }
 
@@ -133,45 +148,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads once, into the decoder's own buffer, so that nothing is lost when cancelled.
     async fn fill(&mut self) -> Result<bool, FrameError> {
-        self.decoder.compact();
-        let buffer = &mut self.decoder.buffer;
-        let len = buffer.len();
-        let read = {
-            let mut guard = Grown::new(buffer, READ);
-            let read = self.stream.read(guard.spare()).await?;
-            guard.keep(read);
-            read
-        };
-        debug_assert!(buffer.len() == len + read);
+        let room = self.decoder.room(self.ask);
+        let size = room.len();
+        let read = self.stream.read(room).await?;
+        self.decoder.end += read;
+        if read == size {
+            self.ask = (self.ask * 8).min(READ);
+        }
         Ok(read > 0)
-    }
-}
-
-/// A buffer with room added at its end, which is taken away again when the read is cancelled.
-struct Grown<'a> {
-    buffer: &'a mut Vec<u8>,
-    len: usize,
-}
-
-impl<'a> Grown<'a> {
-    fn new(buffer: &'a mut Vec<u8>, room: usize) -> Self {
-        let len = buffer.len();
-        buffer.resize(len + room, 0);
-        Self { buffer, len }
-    }
-
-    fn spare(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.len..]
-    }
-
-    fn keep(&mut self, read: usize) {
-        self.len += read;
-    }
-}
-
-impl Drop for Grown<'_> {
-    fn drop(&mut self) {
-        self.buffer.truncate(self.len);
     }
 }
 

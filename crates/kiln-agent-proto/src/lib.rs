@@ -17,6 +17,7 @@
 //! 4. the first operation is always [`message::Hello`], which settles the [`version`].
 
 pub mod frame;
+pub mod gathered;
 pub mod handshake;
 pub mod limits;
 pub mod message;

@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 /// Where the groups of the sessions are made.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups(PathBuf);
@@ -35,12 +37,10 @@ impl Cgroups {
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Its `cgroup.procs`, for a process to join it.
-    pub(crate) fn procs(&self) -> io::Result<OwnedFd> {
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .open(self.0.join("cgroup.procs"))?;
-        Ok(file.into())
+    /// Its directory, for a process to be born in it.
+    pub(crate) fn directory(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.0, flags, Mode::empty())?)
     }
 
     /// Kills everything in it.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kiln_agent_proto::frame::{FrameError, FrameReader};
+use kiln_agent_proto::gathered::Gathered;
 use kiln_agent_proto::handshake::{HelloScanner, Step, ack};
 use kiln_agent_proto::limits::MAX_STREAMS;
 use kiln_agent_proto::message::{
@@ -71,7 +72,7 @@ async fn connection(service: &Rc<Service>, transport: &Transport) -> io::Result<
     config
         .set_max_num_streams(STREAMS)
         .set_max_connection_receive_window(Some(STREAMS * STREAM_WINDOW));
-    let stream = Prefixed::new(rest, fd);
+    let stream = Gathered::new(Prefixed::new(rest, fd));
     let mut mux = yamux::Connection::new(stream, config, yamux::Mode::Server);
     let greeted = Rc::new(Cell::new(false));
     while let Some(Ok(stream)) = std::future::poll_fn(|cx| mux.poll_next_inbound(cx)).await {

@@ -42,11 +42,9 @@ pub(super) fn mount_kernel_filesystems() -> Result<(), InitError> {
     Ok(())
 }
 
-/// Process 1 must outlive everything: the kernel panics without it.
+/// Process 1 must outlive everything: the kernel panics without it. The OOM killer never takes
+/// it, so it has no `oom_score_adj`, which every command would inherit.
 pub(super) fn protect_process_1() {
-    try_to("exempt the agent from the OOM killer", || {
-        fs::write("/proc/self/oom_score_adj", "-1000")
-    });
     // Ctrl-Alt-Del becomes SIGINT to process 1, instead of a reset.
     try_to("catch Ctrl-Alt-Del", || Ok(reboot(RebootCommand::CadOff)?));
     try_to("raise the limit of open files", || {

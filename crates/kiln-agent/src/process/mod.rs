@@ -6,21 +6,19 @@ mod environment;
 mod program;
 mod user;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, NulError, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use kiln_agent_proto::message::{ErrorCode, Exec, WindowSize};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 
 use crate::cgroup::Cgroup;
-use crate::sys::child::{self, ChildSetup};
+use crate::sys::child::{self, Launch, LaunchError};
 
 /// A command that cannot be started.
 #[derive(Debug)]
@@ -64,31 +62,20 @@ pub(crate) fn spawn(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<Spawned, Spa
         None => pipes(exec.stdin),
     }
     .or_else(|error| refuse(ErrorCode::Internal, format!("no pipe or terminal: {error}")))?;
-    let cgroup = cgroup.map(Cgroup::procs).transpose();
+    let cgroup = cgroup.map(Cgroup::directory).transpose();
     let cgroup = cgroup.or_else(|error| refuse(ErrorCode::Internal, error.to_string()))?;
-    let mut command = plan.command(stdio);
-    child::prepare(
-        &mut command,
-        ChildSetup {
-            terminal: exec.tty.is_some(),
-            cgroup,
-            uid: plan.user.uid,
-            gid: plan.user.gid,
-            groups: plan.user.groups.clone(),
-            cwd: plan.cwd.clone(),
-        },
-    );
-    let child = command.spawn().or_else(|error| plan.refused(&error))?;
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
-        return refuse(ErrorCode::Internal, "the kernel gave an impossible pid");
-    };
-    Ok(Spawned { pid, io })
+    let launch = plan.launch(exec.tty.is_some(), stdio, cgroup);
+    let launch = launch.or_else(|_| refuse(ErrorCode::BadRequest, "a NUL byte inside a text"))?;
+    match child::spawn(launch) {
+        Ok(pid) => Ok(Spawned { pid, io }),
+        Err(error) => plan.refused(&error),
+    }
 }
 
 /// Everything that is settled before anything is made.
 struct Plan {
     program: PathBuf,
-    argv: Vec<OsString>,
+    argv: Vec<Vec<u8>>,
     env: environment::Environment,
     cwd: PathBuf,
     user: user::User,
@@ -122,10 +109,9 @@ fn plan(exec: &Exec) -> Result<Plan, SpawnError> {
             }
         }
     })?;
-    let argv = exec.argv.iter().cloned().map(OsString::from_vec).collect();
     Ok(Plan {
         program,
-        argv,
+        argv: exec.argv.clone(),
         env,
         cwd,
         user,
@@ -154,57 +140,73 @@ fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnE
 }
 
 impl Plan {
-    fn command(&self, stdio: [Stdio; 3]) -> Command {
-        let [stdin, stdout, stderr] = stdio;
-        let mut command = Command::new(&self.program);
-        command
-            .arg0(&self.argv[0])
-            .args(&self.argv[1..])
-            .env_clear()
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(stderr);
-        command
+    /// In the kernel's words.
+    fn launch(
+        &self,
+        terminal: bool,
+        stdio: [OwnedFd; 3],
+        cgroup: Option<OwnedFd>,
+    ) -> Result<Launch, NulError> {
+        let variable = |(name, value): &(OsString, OsString)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+        };
+        Ok(Launch {
+            program: CString::new(self.program.as_os_str().as_bytes())?,
+            argv: each(&self.argv, |arg| CString::new(arg.as_slice()))?,
+            env: each(&self.env, variable)?,
+            cwd: CString::new(self.cwd.as_os_str().as_bytes())?,
+            stdio,
+            terminal,
+            cgroup,
+            uid: self.user.uid,
+            gid: self.user.gid,
+            groups: self.user.groups.clone(),
+        })
     }
 
     /// Why the kernel did not execute it.
-    fn refused<T>(&self, error: &io::Error) -> Result<T, SpawnError> {
+    fn refused<T>(&self, error: &LaunchError) -> Result<T, SpawnError> {
         let program = self.program.display();
-        if child::is_cwd_failure(error) {
-            let message = format!(
-                "{}: cannot enter it as {}",
-                self.cwd.display(),
-                self.user.name
-            );
-            return refuse(ErrorCode::BadCwd, message);
-        }
-        match error.kind() {
-            // It was there a moment ago: its interpreter is missing.
-            io::ErrorKind::NotFound => refuse(
-                ErrorCode::NotExecutable,
-                format!("{program}: its interpreter is missing"),
+        match error {
+            LaunchError::Directory => refuse(
+                ErrorCode::BadCwd,
+                format!(
+                    "{}: cannot enter it as {}",
+                    self.cwd.display(),
+                    self.user.name
+                ),
             ),
-            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
-                refuse(ErrorCode::Internal, format!("{program}: {error}"))
-            }
-            _ => refuse(ErrorCode::NotExecutable, format!("{program}: {error}")),
+            LaunchError::Setup(error) => refuse(ErrorCode::Internal, format!("{program}: {error}")),
+            LaunchError::Program(error) => match error.kind() {
+                // It was there a moment ago: its interpreter is missing.
+                io::ErrorKind::NotFound => refuse(
+                    ErrorCode::NotExecutable,
+                    format!("{program}: its interpreter is missing"),
+                ),
+                io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+                    refuse(ErrorCode::Internal, format!("{program}: {error}"))
+                }
+                _ => refuse(ErrorCode::NotExecutable, format!("{program}: {error}")),
+            },
         }
     }
 }
 
-fn terminal(size: WindowSize) -> io::Result<([Stdio; 3], SpawnedIo)> {
+fn each<T>(
+    texts: &[T],
+    in_c: impl Fn(&T) -> Result<CString, NulError>,
+) -> Result<Vec<CString>, NulError> {
+    texts.iter().map(in_c).collect()
+}
+
+fn terminal(size: WindowSize) -> io::Result<([OwnedFd; 3], SpawnedIo)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
     rustix::pty::grantpt(&master)?;
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     resize(&master, size)?;
-    let stdio = [
-        Stdio::from(slave.try_clone()?),
-        Stdio::from(slave.try_clone()?),
-        Stdio::from(slave),
-    ];
+    let stdio = [slave.try_clone()?, slave.try_clone()?, slave];
     Ok((stdio, SpawnedIo::Terminal(master)))
 }
 
@@ -220,22 +222,21 @@ pub(crate) fn resize(terminal: impl std::os::fd::AsFd, size: WindowSize) -> io::
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
-fn pipes(stdin: bool) -> io::Result<([Stdio; 3], SpawnedIo)> {
+fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], SpawnedIo)> {
     let (theirs_in, ours_in) = if stdin {
         let (read, write) = pipe()?;
-        (Stdio::from(read), Some(write))
+        (read, Some(write))
     } else {
-        (Stdio::from(File::open("/dev/null")?), None)
+        (File::open("/dev/null")?.into(), None)
     };
     let (stdout, theirs_out) = pipe()?;
     let (stderr, theirs_err) = pipe()?;
-    let stdio = [theirs_in, Stdio::from(theirs_out), Stdio::from(theirs_err)];
     let ours = SpawnedIo::Pipes {
         stdin: ours_in,
         stdout,
         stderr,
     };
-    Ok((stdio, ours))
+    Ok(([theirs_in, theirs_out, theirs_err], ours))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -22,6 +22,8 @@ const MAX_RUNNING: usize = 256;
 const MAX_ENDED: usize = 64;
 const KEEP_ENDED: Duration = Duration::from_secs(600);
 const KEEP_ENDED_BYTES: usize = 2 * 1024 * 1024;
+/// How long after an end its control group is removed.
+const SWEEP_AFTER: Duration = Duration::from_millis(20);
 /// Of the arguments of a session, what a list shows.
 const SHOWN_ARGS: usize = 16;
 const SHOWN_ARG: usize = 128;
@@ -34,6 +36,8 @@ pub(crate) struct Sessions {
     cgroups: Option<Cgroups>,
     /// Groups to be removed when nothing runs in them any more.
     occupied: RefCell<Vec<Rc<Cgroup>>>,
+    /// Somebody is about to do that.
+    sweeping: Cell<bool>,
     linger: Duration,
     closed: Cell<bool>,
     changed: Rc<Notify>,
@@ -46,6 +50,7 @@ impl Sessions {
             next: Cell::new(1),
             cgroups,
             occupied: RefCell::default(),
+            sweeping: Cell::new(false),
             linger,
             closed: Cell::new(false),
             changed: Rc::default(),
@@ -149,7 +154,7 @@ impl Sessions {
     }
 
     /// The reaper's report. A process that is nobody's first one was an orphan.
-    pub(crate) fn reaped(&self, pid: Pid, exit: Exited) {
+    pub(crate) fn reaped(self: &Rc<Self>, pid: Pid, exit: Exited) {
         let session = {
             let all = self.all.borrow();
             all.values()
@@ -161,7 +166,24 @@ impl Sessions {
             self.occupied.borrow_mut().extend(session.cgroup.clone());
         }
         self.prune();
+        self.sweep_soon();
         self.changed.notify_waiters();
+    }
+
+    /// Removes empty groups a little later: the client waits for the end of its command first.
+    fn sweep_soon(self: &Rc<Self>) {
+        if self.occupied.borrow().is_empty() || self.sweeping.replace(true) {
+            return;
+        }
+        let sessions = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(SWEEP_AFTER).await;
+            sessions.sweeping.set(false);
+            sessions
+                .occupied
+                .borrow_mut()
+                .retain(|group| !group.remove());
+        });
     }
 
     /// No further sessions.
@@ -193,7 +215,7 @@ impl Sessions {
         }
     }
 
-    /// Forgets ended sessions beyond the limits, oldest first, and removes empty groups.
+    /// Forgets ended sessions beyond the limits, oldest first.
     fn prune(&self) {
         let mut ended: Vec<_> = {
             let all = self.all.borrow();
@@ -214,8 +236,6 @@ impl Sessions {
                 session.forget_output();
             }
         }
-        drop(ended);
-        self.occupied.borrow_mut().retain(|group| !group.remove());
     }
 }
 

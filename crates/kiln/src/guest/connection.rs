@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::io::{AsyncReadExt as _, ReadHalf, WriteHalf};
 use kiln_agent_proto::frame::{FrameError, FrameReader, FrameWriter};
+use kiln_agent_proto::gathered::Gathered;
 use kiln_agent_proto::limits::MAX_STREAMS;
 use kiln_agent_proto::message::{Hello, HelloReply, Reply, Request, reply, request};
 use kiln_agent_proto::request::send;
@@ -34,7 +35,7 @@ pub(super) struct Streams {
 
 /// Drives a connection.
 pub(super) struct Driver {
-    mux: yamux::Connection<Stream>,
+    mux: yamux::Connection<Gathered<Stream>>,
     wanted: mpsc::Receiver<oneshot::Sender<yamux::Stream>>,
 }
 
@@ -49,7 +50,7 @@ pub(super) fn multiplex(stream: Stream) -> (Streams, Driver) {
         wanted: sender,
         permits: Arc::new(Semaphore::new(MAX_STREAMS - CLOSING_STREAMS)),
     };
-    let mux = yamux::Connection::new(stream, config, yamux::Mode::Client);
+    let mux = yamux::Connection::new(Gathered::new(stream), config, yamux::Mode::Client);
     (streams, Driver { mux, wanted })
 }
 

@@ -1,0 +1,159 @@
+//! A stream whose small writes are gathered until they are flushed.
+//!
+//! The multiplexer writes a frame's header and body one after the other. On a virtio port each
+//! write is a buffer, a notification of the host, and a wake-up at the other end.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::io::{AsyncRead, AsyncWrite};
+
+/// So much is gathered at most: a whole frame of the multiplexer, and as much as a virtio port
+/// takes at once.
+const LIMIT: usize = 32 * 1024;
+
+/// Gathers what is written; reads pass.
+#[derive(Debug)]
+pub struct Gathered<S> {
+    stream: S,
+    pending: Vec<u8>,
+    written: usize,
+}
+
+impl<S> Gathered<S> {
+    /// Gathers what is written to `stream`.
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            pending: Vec::new(),
+            written: 0,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gathered<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.pending.len() {
+            let rest = &self.pending[self.written..];
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.written += n,
+            }
+        }
+        self.pending.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.pending.len() == LIMIT {
+            ready!(self.poll_drain(cx))?;
+        }
+        let n = bytes.len().min(LIMIT - self.pending.len());
+        self.pending.extend_from_slice(&bytes[..n]);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use futures_util::io::AsyncWriteExt as _;
+    use proptest::prelude::*;
+
+    /// Takes at most so many bytes at a time, and counts the times.
+    struct Sink {
+        at_once: usize,
+        taken: Vec<u8>,
+        writes: usize,
+    }
+
+    impl AsyncWrite for Sink {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let n = bytes.len().min(self.at_once);
+            self.taken.extend_from_slice(&bytes[..n]);
+            self.writes += 1;
+            Poll::Ready(Ok(n))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn sink(at_once: usize) -> Gathered<Sink> {
+        Gathered::new(Sink {
+            at_once,
+            taken: Vec::new(),
+            writes: 0,
+        })
+    }
+
+    #[test]
+    fn a_header_and_its_body_are_one_write() {
+        let mut stream = sink(usize::MAX);
+        let frame = async {
+            stream.write_all(b"header").await.unwrap();
+            stream.write_all(b"body").await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        frame.now_or_never().unwrap();
+        assert_eq!(stream.stream.writes, 1);
+        assert_eq!(stream.stream.taken, b"headerbody");
+    }
+
+    proptest! {
+        #[test]
+        fn everything_arrives_in_order_and_little_is_held(
+            pieces in prop::collection::vec((0usize..50_000, any::<u8>()), 0..8),
+            at_once in 1usize..40_000,
+        ) {
+            let mut stream = sink(at_once);
+            let mut all = Vec::new();
+            for (len, byte) in pieces {
+                let piece = vec![byte; len];
+                stream.write_all(&piece).now_or_never().unwrap().unwrap();
+                prop_assert!(stream.pending.len() <= LIMIT);
+                all.extend(piece);
+            }
+            stream.close().now_or_never().unwrap().unwrap();
+            prop_assert_eq!(stream.stream.taken, all);
+        }
+    }
+}
