@@ -1,0 +1,4 @@
+//! Networks for sandboxes.
+pub mod netlink;
+pub mod policy;
+pub mod subnet;
