@@ -48,7 +48,10 @@ pub struct Cidr {
 
 impl Cidr {
     /// The whole of IPv4.
-    pub const ALL: Self = Self { network: 0, prefix: 0 };
+    pub const ALL: Self = Self {
+        network: 0,
+        prefix: 0,
+    };
 
     /// A network from any address in it.
     ///
@@ -56,7 +59,9 @@ impl Cidr {
     /// [`SubnetError::Malformed`] beyond /32.
     pub fn new(address: Ipv4Addr, prefix: u8) -> Result<Self, SubnetError> {
         if prefix > 32 {
-            return Err(SubnetError::Malformed { text: format!("{address}/{prefix}") });
+            return Err(SubnetError::Malformed {
+                text: format!("{address}/{prefix}"),
+            });
         }
         Ok(Self::of(address, prefix))
     }
@@ -64,7 +69,10 @@ impl Cidr {
     /// As [`Self::new`] for constants; a prefix beyond 32 counts as 32.
     pub(crate) const fn of(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = if prefix > 32 { 32 } else { prefix };
-        Self { network: address.to_bits() & mask(prefix), prefix }
+        Self {
+            network: address.to_bits() & mask(prefix),
+            prefix,
+        }
     }
 
     /// One address.
@@ -109,7 +117,11 @@ impl Cidr {
 }
 
 const fn mask(prefix: u8) -> u32 {
-    if prefix == 0 { 0 } else { u32::MAX << (32 - prefix as u32) }
+    if prefix == 0 {
+        0
+    } else {
+        u32::MAX << (32 - prefix as u32)
+    }
 }
 
 impl fmt::Display for Cidr {
@@ -129,14 +141,20 @@ impl FromStr for Cidr {
     type Err = SubnetError;
 
     fn from_str(text: &str) -> Result<Self, SubnetError> {
-        let malformed = || SubnetError::Malformed { text: text.chars().take(64).collect() };
+        let malformed = || SubnetError::Malformed {
+            text: text.chars().take(64).collect(),
+        };
         let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
         let address: Ipv4Addr = address.parse().map_err(|_| malformed())?;
         let plain = !prefix.is_empty()
             && prefix.len() <= 2
             && prefix.bytes().all(|byte| byte.is_ascii_digit())
             && (prefix == "0" || !prefix.starts_with('0'));
-        let prefix: u8 = if plain { prefix.parse().map_err(|_| malformed())? } else { 33 };
+        let prefix: u8 = if plain {
+            prefix.parse().map_err(|_| malformed())?
+        } else {
+            33
+        };
         Self::new(address, prefix).map_err(|_| malformed())
     }
 }
@@ -168,7 +186,9 @@ impl Subnet {
         if (1..=30).contains(&cidr.prefix) {
             Ok(Self(cidr))
         } else {
-            Err(SubnetError::Prefix { prefix: cidr.prefix })
+            Err(SubnetError::Prefix {
+                prefix: cidr.prefix,
+            })
         }
     }
 
@@ -206,7 +226,8 @@ impl Subnet {
             }
             candidate += 1;
         }
-        self.guest(candidate - first).ok_or(SubnetError::Exhausted { subnet: self.0 })
+        self.guest(candidate - first)
+            .ok_or(SubnetError::Exhausted { subnet: self.0 })
     }
 }
 
@@ -215,7 +236,9 @@ impl FromStr for Subnet {
 
     fn from_str(text: &str) -> Result<Self, SubnetError> {
         if !text.contains('/') {
-            return Err(SubnetError::Malformed { text: text.chars().take(64).collect() });
+            return Err(SubnetError::Malformed {
+                text: text.chars().take(64).collect(),
+            });
         }
         Self::new(text.parse()?)
     }
@@ -244,11 +267,15 @@ impl InterfaceName {
     pub fn new(name: impl Into<String>) -> Result<Self, SubnetError> {
         let name = name.into();
         let fits = (1..=INTERFACE_NAME_LEN).contains(&name.len());
-        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let plain = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if fits && plain && name != "." && name != ".." {
             Ok(Self(name))
         } else {
-            Err(SubnetError::InterfaceName { name: name.chars().take(64).collect() })
+            Err(SubnetError::InterfaceName {
+                name: name.chars().take(64).collect(),
+            })
         }
     }
 
@@ -326,10 +353,18 @@ pub(crate) fn base36(mut number: u64, width: usize) -> String {
     let mut digits = Vec::new();
     while number > 0 || digits.len() < width {
         let digit = (number % 36) as u8;
-        digits.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+        digits.push(if digit < 10 {
+            b'0' + digit
+        } else {
+            b'a' + digit - 10
+        });
         number /= 36;
     }
-    digits.iter().rev().map(|digit| char::from(*digit)).collect()
+    digits
+        .iter()
+        .rev()
+        .map(|digit| char::from(*digit))
+        .collect()
 }
 
 /// The static address as a kernel argument (A6.5), for guests without an agent.
@@ -376,7 +411,10 @@ impl Ranges {
     pub fn without(&self, removed: &Self) -> Self {
         let mut kept = self.0.clone();
         for &(from, to) in &removed.0 {
-            kept = kept.into_iter().flat_map(|range| cut(range, from, to)).collect();
+            kept = kept
+                .into_iter()
+                .flat_map(|range| cut(range, from, to))
+                .collect();
         }
         Self(kept)
     }
@@ -384,7 +422,9 @@ impl Ranges {
     /// Whether an address is in the set.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         let bits = address.to_bits();
-        self.0.iter().any(|(first, last)| (*first..=*last).contains(&bits))
+        self.0
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&bits))
     }
 
     /// The ranges, first and last address each.

@@ -10,10 +10,29 @@ fn a6_1_subnets_are_read_normalised_and_bounded() {
         assert!(good.parse::<Subnet>().is_ok(), "{good}");
     }
     for bad in [
-        "", "10.0.0.0", "10.0.0.0/", "10.0.0.0/0", "10.0.0.0/31", "10.0.0.0/32", "10.0.0.0/33",
-        "10.0.0/24", "10.0.0.256/24", "10.0.0.0.0/24", " 10.0.0.0/24", "10.0.0.0/24 ",
-        "10. 0.0.0/24", "0x0a.0.0.0/24", "10.0.0.0/0x18", "10.0.0.0/024", "010.0.0.0/24",
-        "10.0.0.0/+24", "10.0.0.0/-1", "::/64", "a.b.c.d/24", "10.0.0.0/24/24", "10.0.0.0/٢٤",
+        "",
+        "10.0.0.0",
+        "10.0.0.0/",
+        "10.0.0.0/0",
+        "10.0.0.0/31",
+        "10.0.0.0/32",
+        "10.0.0.0/33",
+        "10.0.0/24",
+        "10.0.0.256/24",
+        "10.0.0.0.0/24",
+        " 10.0.0.0/24",
+        "10.0.0.0/24 ",
+        "10. 0.0.0/24",
+        "0x0a.0.0.0/24",
+        "10.0.0.0/0x18",
+        "10.0.0.0/024",
+        "010.0.0.0/24",
+        "10.0.0.0/+24",
+        "10.0.0.0/-1",
+        "::/64",
+        "a.b.c.d/24",
+        "10.0.0.0/24/24",
+        "10.0.0.0/٢٤",
     ] {
         assert!(bad.parse::<Subnet>().is_err(), "{bad}");
     }
@@ -32,7 +51,9 @@ fn a6_2_gateway_first_guests_from_the_second_and_exhaustion_is_an_error() {
     }
     assert_eq!(
         subnet.next_free(&taken),
-        Err(SubnetError::Exhausted { subnet: subnet.cidr() })
+        Err(SubnetError::Exhausted {
+            subnet: subnet.cidr()
+        })
     );
     taken.remove(&"192.168.7.4".parse().unwrap());
     assert_eq!(subnet.next_free(&taken).unwrap().to_string(), "192.168.7.4");
@@ -47,8 +68,20 @@ fn a6_3_macs_and_tap_names_are_deterministic_local_and_short() {
     assert!(mac.to_string().starts_with("02:"));
     let tap = InterfaceName::for_tap("kln", "a-very-long-machine-name", "eth0").unwrap();
     assert!(tap.as_str().len() <= 15);
-    assert_eq!(tap, InterfaceName::for_tap("kln", "a-very-long-machine-name", "eth0").unwrap());
-    for bad in ["", "a/b", "a b", "0123456789abcdef", ".", "..", "a\0", "a:1"] {
+    assert_eq!(
+        tap,
+        InterfaceName::for_tap("kln", "a-very-long-machine-name", "eth0").unwrap()
+    );
+    for bad in [
+        "",
+        "a/b",
+        "a b",
+        "0123456789abcdef",
+        ".",
+        "..",
+        "a\0",
+        "a:1",
+    ] {
         assert!(InterfaceName::new(bad).is_err(), "{bad:?}");
     }
 }

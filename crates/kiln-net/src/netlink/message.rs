@@ -56,11 +56,15 @@ impl Batch {
         self.starts.push(start);
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 8]);
         self.bytes.extend_from_slice(header);
         let mut too_long = false;
-        fill(&mut Attributes { bytes: &mut self.bytes, too_long: &mut too_long });
+        fill(&mut Attributes {
+            bytes: &mut self.bytes,
+            too_long: &mut too_long,
+        });
         if too_long {
             self.too_long = Some(step);
         }
@@ -68,7 +72,11 @@ impl Batch {
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         pad(&mut self.bytes);
         let answered = flags & ACK != 0 || flags & DUMP == DUMP;
-        self.sent.push(Sent { step, answered, tolerated: None });
+        self.sent.push(Sent {
+            step,
+            answered,
+            tolerated: None,
+        });
     }
 
     /// Do not mind `errno` as the answer to the last message.
@@ -153,7 +161,10 @@ impl Attributes<'_> {
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
-        fill(&mut Attributes { bytes: self.bytes, too_long: self.too_long });
+        fill(&mut Attributes {
+            bytes: self.bytes,
+            too_long: self.too_long,
+        });
         self.seal(start, kind | NESTED);
         self
     }
@@ -203,7 +214,10 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 
 /// The text of an attribute, without its terminating zero.
 pub(crate) fn text(value: &[u8]) -> String {
-    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    let end = value
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
@@ -235,7 +249,10 @@ mod tests {
             });
         });
         let bytes = batch.numbered(5).to_vec();
-        assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());
+        assert_eq!(
+            u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize,
+            bytes.len()
+        );
         let (kind, sequence, payload) = messages(&bytes).next().unwrap();
         assert_eq!((kind, sequence, &payload[..4]), (16, 5, &[7u8; 4][..]));
         let read: Vec<_> = attributes(&payload[4..]).collect();

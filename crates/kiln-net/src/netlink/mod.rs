@@ -11,6 +11,8 @@
 mod message;
 mod socket;
 
-pub(crate) use message::{ACK, APPEND, Attributes, Batch, CREATE, DUMP, EXCL, REPLACE, attributes, text};
+pub(crate) use message::{
+    ACK, APPEND, Attributes, Batch, CREATE, DUMP, EXCL, REPLACE, attributes, text,
+};
 pub use socket::NetlinkError;
 pub(crate) use socket::{Family, Reply, Socket};

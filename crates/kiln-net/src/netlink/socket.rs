@@ -109,7 +109,11 @@ impl Socket {
     /// Open a socket in the calling thread's network namespace.
     pub(crate) fn open(family: Family) -> Result<Self, NetlinkError> {
         let fd = open(family).map_err(|errno| NetlinkError::Open(errno.into()))?;
-        Ok(Self { fd, sequence: 1, buffer: vec![0; RECEIVE_LEN] })
+        Ok(Self {
+            fd,
+            sequence: 1,
+            buffer: vec![0; RECEIVE_LEN],
+        })
     }
 
     /// Send all, wait for every answer, return the first refusal.
@@ -126,18 +130,30 @@ impl Socket {
         if let Some(step) = batch.too_long() {
             return Err(NetlinkError::TooLong { step });
         }
-        let Some(step) = batch.sent().first().map(|sent| sent.step) else { return Ok(()) };
+        let Some(step) = batch.sent().first().map(|sent| sent.step) else {
+            return Ok(());
+        };
         let first = self.sequence;
         self.sequence = first.wrapping_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
-        self.send(batch.numbered(first)).map_err(|source| NetlinkError::Send { step, source })?;
+        self.send(batch.numbered(first))
+            .map_err(|source| NetlinkError::Send { step, source })?;
 
         let mut pending = Pending::new(&batch);
         while pending.waiting() {
-            let length = self.receive().map_err(|source| NetlinkError::Receive { step, source })?;
+            let length = self
+                .receive()
+                .map_err(|source| NetlinkError::Receive { step, source })?;
             for (kind, sequence, payload) in messages(&self.buffer[..length]) {
                 let index = sequence.wrapping_sub(first) as usize;
                 if index < batch.len() {
-                    pending.take(Reply { index, kind, payload }, &mut on_reply)?;
+                    pending.take(
+                        Reply {
+                            index,
+                            kind,
+                            payload,
+                        },
+                        &mut on_reply,
+                    )?;
                 }
             }
         }
@@ -145,10 +161,13 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), std::io::Error> {
-        let sent = rustix::io::retry_on_intr(|| {
-            rustix::net::send(&self.fd, bytes, SendFlags::empty())
-        })?;
-        if sent == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
+        let sent =
+            rustix::io::retry_on_intr(|| rustix::net::send(&self.fd, bytes, SendFlags::empty()))?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::WriteZero.into())
+        }
     }
 
     fn receive(&mut self) -> Result<usize, std::io::Error> {
@@ -172,7 +191,11 @@ struct Pending<'a> {
 impl<'a> Pending<'a> {
     fn new(batch: &'a Batch) -> Self {
         let left = batch.sent().iter().filter(|sent| sent.answered).count();
-        Self { batch, left, refused: None }
+        Self {
+            batch,
+            left,
+            refused: None,
+        }
     }
 
     fn waiting(&self) -> bool {
@@ -208,7 +231,10 @@ impl<'a> Pending<'a> {
         }
         let errno = Errno::from_raw_os_error(code.saturating_neg());
         if sent.tolerated != Some(errno) && self.refused.is_none() {
-            self.refused = Some(NetlinkError::Refused { step: sent.step, errno });
+            self.refused = Some(NetlinkError::Refused {
+                step: sent.step,
+                errno,
+            });
         }
         // A transaction that is refused at its opening message gets no further answer.
         if index == 0 && !sent.answered {

@@ -14,7 +14,10 @@ const MAX_PORTS: usize = 16;
 const MAX_COMMENT_LEN: usize = 256;
 
 pub(super) fn check(spec: &PolicySpec) -> Result<Policy, PolicyError> {
-    let mut checker = Checker { faults: Vec::new(), private_networks: spec.private_networks };
+    let mut checker = Checker {
+        faults: Vec::new(),
+        private_networks: spec.private_networks,
+    };
     let egress = checker.egress(spec);
     let publish = checker.publish(&spec.publish);
     let bandwidth = checker.bandwidth(spec);
@@ -22,9 +25,16 @@ pub(super) fn check(spec: &PolicySpec) -> Result<Policy, PolicyError> {
         checker.fault("verify_hosts", "needs a rule that allows domains");
     }
     if checker.faults.is_empty() {
-        Ok(Policy { egress, publish, bandwidth, verify_hosts: spec.verify_hosts })
+        Ok(Policy {
+            egress,
+            publish,
+            bandwidth,
+            verify_hosts: spec.verify_hosts,
+        })
     } else {
-        Err(PolicyError { faults: checker.faults })
+        Err(PolicyError {
+            faults: checker.faults,
+        })
     }
 }
 
@@ -40,7 +50,10 @@ struct Checker {
 
 impl Checker {
     fn fault(&mut self, field: impl Into<String>, reason: impl Into<String>) {
-        self.faults.push(Fault { field: field.into(), reason: reason.into() });
+        self.faults.push(Fault {
+            field: field.into(),
+            reason: reason.into(),
+        });
     }
 
     fn egress(&mut self, spec: &PolicySpec) -> Egress {
@@ -61,10 +74,17 @@ impl Checker {
         let rules = !spec.rules.is_empty()
             || !spec.allowed_domains.is_empty()
             || !spec.allowed_cidrs.is_empty();
-        let implied = if rules || spec.default_action.is_some() { Mode::Custom } else { Mode::AllowAll };
+        let implied = if rules || spec.default_action.is_some() {
+            Mode::Custom
+        } else {
+            Mode::AllowAll
+        };
         let mode = spec.mode.unwrap_or(implied);
         if mode != Mode::Custom && implied == Mode::Custom {
-            self.fault("mode", "rules, allowed networks, allowed domains and default_action need mode `custom`");
+            self.fault(
+                "mode",
+                "rules, allowed networks, allowed domains and default_action need mode `custom`",
+            );
         }
         if mode == Mode::DenyAll && !spec.denied_cidrs.is_empty() {
             self.fault("denied_cidrs", "mode `deny-all` denies everything already");
@@ -82,7 +102,12 @@ impl Checker {
         for (index, rule) in spec.rules.iter().take(MAX_RULES).enumerate() {
             clauses.extend(self.rule(&format!("rules[{index}]"), rule));
         }
-        clauses.extend(self.shorthand("allowed_domains", Action::Allow, &spec.allowed_domains, &[]));
+        clauses.extend(self.shorthand(
+            "allowed_domains",
+            Action::Allow,
+            &spec.allowed_domains,
+            &[],
+        ));
         clauses.extend(self.shorthand("allowed_cidrs", Action::Allow, &[], &spec.allowed_cidrs));
         let default = match mode {
             Mode::AllowAll => Action::Allow,
@@ -111,13 +136,25 @@ impl Checker {
         } else {
             Destination::Addresses(addresses)
         };
-        Some(Clause { action, destination, protocol: Protocol::All, ports: Vec::new() })
+        Some(Clause {
+            action,
+            destination,
+            protocol: Protocol::All,
+            ports: Vec::new(),
+        })
     }
 
     fn rule(&mut self, field: &str, rule: &RuleSpec) -> Vec<Clause> {
         let ports = self.ports(field, rule);
-        if rule.comment.as_ref().is_some_and(|comment| comment.len() > MAX_COMMENT_LEN) {
-            self.fault(format!("{field}.comment"), format!("longer than {MAX_COMMENT_LEN} bytes"));
+        if rule
+            .comment
+            .as_ref()
+            .is_some_and(|comment| comment.len() > MAX_COMMENT_LEN)
+        {
+            self.fault(
+                format!("{field}.comment"),
+                format!("longer than {MAX_COMMENT_LEN} bytes"),
+            );
         }
         let clause = |destination| Clause {
             action: rule.action,
@@ -142,7 +179,12 @@ impl Checker {
 
     fn everywhere(&self, action: Action, protocol: Protocol, ports: Vec<PortRange>) -> Clause {
         let ranges = self.reach(action, Cidr::ALL);
-        Clause { action, destination: Destination::Addresses(ranges), protocol, ports }
+        Clause {
+            action,
+            destination: Destination::Addresses(ranges),
+            protocol,
+            ports,
+        }
     }
 
     /// What allowing a network opens: a network inside a private range was named on purpose, a
@@ -233,7 +275,10 @@ impl Checker {
     fn rate(&mut self, field: &str, text: Option<&str>) -> Option<Rate> {
         let rate = text.and_then(Rate::new);
         if text.is_some() && rate.is_none() {
-            self.fault(field, "not a rate like `500kbit`, `50mbit` or `1gbit` (8kbit to 100gbit)");
+            self.fault(
+                field,
+                "not a rate like `500kbit`, `50mbit` or `1gbit` (8kbit to 100gbit)",
+            );
         }
         rate
     }

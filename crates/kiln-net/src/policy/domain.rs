@@ -22,7 +22,9 @@ impl DomainName {
 }
 
 fn is_label(label: &str) -> bool {
-    let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let plain = label
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     (1..=63).contains(&label.len()) && plain && !label.starts_with('-') && !label.ends_with('-')
 }
 

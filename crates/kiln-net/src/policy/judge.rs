@@ -51,7 +51,9 @@ impl Policy {
     pub fn judge_name(&self, name: &DomainName) -> NameVerdict {
         match &self.egress {
             Egress::Nothing => NameVerdict::Refuse,
-            Egress::Internet | Egress::Everywhere => NameVerdict::Resolve { clauses: Vec::new() },
+            Egress::Internet | Egress::Everywhere => NameVerdict::Resolve {
+                clauses: Vec::new(),
+            },
             Egress::Clauses(clauses) => judge_name(clauses, name),
         }
     }
@@ -75,13 +77,20 @@ fn judge_name(clauses: &[Clause], name: &DomainName) -> NameVerdict {
             Destination::Domains(_) => {}
         }
     }
-    if allowed { NameVerdict::Resolve { clauses: matched } } else { NameVerdict::Refuse }
+    if allowed {
+        NameVerdict::Resolve { clauses: matched }
+    } else {
+        NameVerdict::Refuse
+    }
 }
 
 impl Clause {
     /// Whether protocol and port fit.
     pub fn covers(&self, protocol: u8, port: Option<u16>) -> bool {
-        let protocol_fits = self.protocol.number().is_none_or(|number| number == protocol);
+        let protocol_fits = self
+            .protocol
+            .number()
+            .is_none_or(|number| number == protocol);
         let port_fits = self.ports.is_empty()
             || port.is_some_and(|port| self.ports.iter().any(|range| range.contains(port)));
         protocol_fits && port_fits
@@ -95,6 +104,9 @@ impl Clause {
     fn opens_internet(&self, ranges: &Ranges) -> bool {
         let closed = Ranges::of(PRIVATE);
         self.action == Action::Allow
-            && Ranges::of([Cidr::ALL]).without(&closed).without(ranges).is_empty()
+            && Ranges::of([Cidr::ALL])
+                .without(&closed)
+                .without(ranges)
+                .is_empty()
     }
 }

@@ -277,7 +277,10 @@ impl Policy {
 
     /// The default: the public internet.
     pub fn allow_all() -> Self {
-        Self { egress: Egress::Internet, ..Self::deny_all() }
+        Self {
+            egress: Egress::Internet,
+            ..Self::deny_all()
+        }
     }
 
     /// The ordered clauses, if the policy is of that kind.
@@ -331,7 +334,10 @@ pub const NEVER: [Cidr; 6] = [
 
 /// Whether an answer with this address is refused: it points into a private or special range.
 pub fn is_special(address: std::net::Ipv4Addr) -> bool {
-    PRIVATE.iter().chain(&NEVER).any(|cidr| cidr.contains(address))
+    PRIVATE
+        .iter()
+        .chain(&NEVER)
+        .any(|cidr| cidr.contains(address))
 }
 
 #[cfg(test)]

@@ -52,7 +52,12 @@ impl PublishedPort {
             _ => return None,
         };
         let address = address.filter(|address| !address.is_unspecified());
-        Some(Self { address, host: port(host)?, guest: port(guest)?, transport })
+        Some(Self {
+            address,
+            host: port(host)?,
+            guest: port(guest)?,
+            transport,
+        })
     }
 
     /// Whether both claim the same port of the host.

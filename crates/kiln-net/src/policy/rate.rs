@@ -11,14 +11,21 @@ impl Rate {
     /// Read `500kbit`, `50mbit` or `2gbit`.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
-        let units = [("kbit", 1_000), ("mbit", 1_000_000), ("gbit", 1_000_000_000)];
-        let (number, unit) =
-            units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))?;
+        let units = [
+            ("kbit", 1_000),
+            ("mbit", 1_000_000),
+            ("gbit", 1_000_000_000),
+        ];
+        let (number, unit) = units
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))?;
         if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
         let bits = number.parse::<u64>().ok()?.checked_mul(unit)?;
-        (MIN_BITS..=MAX_BITS).contains(&bits).then_some(Self(bits / 8))
+        (MIN_BITS..=MAX_BITS)
+            .contains(&bits)
+            .then_some(Self(bits / 8))
     }
 
     /// The rate.

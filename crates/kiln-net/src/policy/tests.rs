@@ -9,7 +9,13 @@ fn spec(json: &str) -> PolicySpec {
 }
 
 fn fields(json: &str) -> Vec<String> {
-    spec(json).check().unwrap_err().faults().iter().map(|fault| fault.field.clone()).collect()
+    spec(json)
+        .check()
+        .unwrap_err()
+        .faults()
+        .iter()
+        .map(|fault| fault.field.clone())
+        .collect()
 }
 
 fn ip(text: &str) -> Ipv4Addr {
@@ -37,7 +43,10 @@ fn b4_2_the_default_is_the_public_internet() {
 #[test]
 fn unknown_fields_are_refused() {
     assert!(serde_json::from_str::<PolicySpec>(r#"{"allow_domains":[]}"#).is_err());
-    assert!(serde_json::from_str::<PolicySpec>(r#"{"rules":[{"action":"allow","cidr":"1.1.1.1"}]}"#).is_err());
+    assert!(
+        serde_json::from_str::<PolicySpec>(r#"{"rules":[{"action":"allow","cidr":"1.1.1.1"}]}"#)
+            .is_err()
+    );
 }
 
 #[test]
@@ -50,8 +59,16 @@ fn a7_4_all_faults_are_reported_together() {
     assert_eq!(
         found,
         [
-            "mode", "rules[0].ports", "rules[1].ports[0]", "rules[1].ports[1]", "rules[1].ports[2]",
-            "allowed_domains[0]", "allowed_cidrs[0]", "allowed_cidrs[1]", "publish[1]", "publish[2]",
+            "mode",
+            "rules[0].ports",
+            "rules[1].ports[0]",
+            "rules[1].ports[1]",
+            "rules[1].ports[2]",
+            "allowed_domains[0]",
+            "allowed_cidrs[0]",
+            "allowed_cidrs[1]",
+            "publish[1]",
+            "publish[2]",
             "bandwidth.download",
         ]
     );
@@ -60,7 +77,9 @@ fn a7_4_all_faults_are_reported_together() {
 #[test]
 fn denied_networks_win_over_allowed_ones() {
     let policy =
-        spec(r#"{"allowed_cidrs":["203.0.113.0/24"],"denied_cidrs":["203.0.113.128/25"]}"#).check().unwrap();
+        spec(r#"{"allowed_cidrs":["203.0.113.0/24"],"denied_cidrs":["203.0.113.128/25"]}"#)
+            .check()
+            .unwrap();
     assert!(allows(&policy, "203.0.113.1"));
     assert!(!allows(&policy, "203.0.113.200"));
     assert!(!allows(&policy, "1.1.1.1"));
@@ -70,7 +89,9 @@ fn denied_networks_win_over_allowed_ones() {
 fn everything_does_not_include_private_ranges_unless_named() {
     let wide = spec(r#"{"allowed_cidrs":["0.0.0.0/0"]}"#).check().unwrap();
     assert!(allows(&wide, "8.8.8.8") && !allows(&wide, "10.0.0.1"));
-    let named = spec(r#"{"allowed_cidrs":["10.7.0.0/16"]}"#).check().unwrap();
+    let named = spec(r#"{"allowed_cidrs":["10.7.0.0/16"]}"#)
+        .check()
+        .unwrap();
     assert!(allows(&named, "10.7.1.1") && !allows(&named, "10.8.0.1"));
     let opened = spec(r#"{"mode":"custom","default_action":"allow","private_networks":true}"#);
     assert!(allows(&opened.check().unwrap(), "10.0.0.1"));
@@ -104,8 +125,16 @@ fn names_are_judged_in_order() {
     .unwrap();
     let verdict = |text| policy.judge_name(&name(text));
     assert_eq!(verdict("BAD.good.example."), NameVerdict::Refuse);
-    assert_eq!(verdict("a.b.good.example"), NameVerdict::Resolve { clauses: vec![1, 2] });
-    assert_eq!(verdict("one.example"), NameVerdict::Resolve { clauses: vec![2] });
+    assert_eq!(
+        verdict("a.b.good.example"),
+        NameVerdict::Resolve {
+            clauses: vec![1, 2]
+        }
+    );
+    assert_eq!(
+        verdict("one.example"),
+        NameVerdict::Resolve { clauses: vec![2] }
+    );
     for closed in ["good.example", "xgood.example", "x.one.example", "example"] {
         assert_eq!(verdict(closed), NameVerdict::Refuse, "{closed}");
     }
@@ -118,12 +147,27 @@ fn names_resolve_in_general_only_where_the_internet_is_open() {
     assert_eq!(of("{}"), resolve);
     assert_eq!(of(r#"{"denied_cidrs":["1.1.1.1"]}"#), resolve);
     assert_eq!(of(r#"{"mode":"deny-all"}"#), NameVerdict::Refuse);
-    assert_eq!(of(r#"{"allowed_cidrs":["203.0.113.0/24"]}"#), NameVerdict::Refuse);
+    assert_eq!(
+        of(r#"{"allowed_cidrs":["203.0.113.0/24"]}"#),
+        NameVerdict::Refuse
+    );
 }
 
 #[test]
 fn domain_patterns_refuse_what_is_not_a_host_name() {
-    for bad in ["", ".", "*.", "a..b", "-a.b", "a*.b", "*.*.b", "a b", "ä.example", "a/b", "a\\.b"] {
+    for bad in [
+        "",
+        ".",
+        "*.",
+        "a..b",
+        "-a.b",
+        "a*.b",
+        "*.*.b",
+        "a b",
+        "ä.example",
+        "a/b",
+        "a\\.b",
+    ] {
         assert!(DomainPattern::new(bad).is_none(), "{bad}");
     }
     assert!(DomainPattern::new(&"a".repeat(64)).is_none());
@@ -136,7 +180,17 @@ fn published_ports_are_read() {
     assert_eq!(port.to_string(), "127.0.0.1:8080:80/udp");
     assert_eq!(PublishedPort::new("443").unwrap().guest, 443);
     assert_eq!(PublishedPort::new("0.0.0.0:1:2").unwrap().address, None);
-    for bad in ["", "0:1", "1:0", "1:2:3", "1:2/sctp", "70000:1", "+1:2", "::1:80:80", "a:1:2"] {
+    for bad in [
+        "",
+        "0:1",
+        "1:0",
+        "1:2:3",
+        "1:2/sctp",
+        "70000:1",
+        "+1:2",
+        "::1:80:80",
+        "a:1:2",
+    ] {
         assert!(PublishedPort::new(bad).is_none(), "{bad}");
     }
 }
@@ -144,7 +198,16 @@ fn published_ports_are_read() {
 #[test]
 fn rates_are_read() {
     assert_eq!(Rate::new("50mbit").unwrap().bytes_per_second(), 6_250_000);
-    for bad in ["", "50", "mbit", "0mbit", "-1mbit", "1.5mbit", "101gbit", "99999999999999999999gbit"] {
+    for bad in [
+        "",
+        "50",
+        "mbit",
+        "0mbit",
+        "-1mbit",
+        "1.5mbit",
+        "101gbit",
+        "99999999999999999999gbit",
+    ] {
         assert!(Rate::new(bad).is_none(), "{bad}");
     }
 }

@@ -1,0 +1,434 @@
+//! One data directory's hold on the host's network: the base table, the gateway address, the pool.
+//!
+//! Opened once per process; sandboxes' networks borrow from it. Never touches a link, route, rule or
+//! table that does not carry its identity.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::conntrack::Conntrack;
+use crate::dns::{DnsOptions, Gate};
+use crate::identity::Identity;
+use crate::link::{Links, RouteInfo, Steps};
+use crate::netlink::NetlinkError;
+use crate::nft::Nft;
+use crate::policy::{NEVER, PRIVATE};
+use crate::ruleset::base::Base;
+use crate::ruleset::{TableFamily, Transaction, bridge};
+use crate::subnet::{Cidr, stable_hash};
+
+/// Where sandboxes' addresses come from, in the order they are tried.
+pub const POOLS: [Cidr; 3] = [
+    Cidr::of(Ipv4Addr::new(198, 18, 0, 0), 16),
+    Cidr::of(Ipv4Addr::new(100, 96, 0, 0), 11),
+    Cidr::of(Ipv4Addr::new(10, 213, 0, 0), 16),
+];
+
+/// The first part of the pool is kept for the gateway.
+const FIRST_SLOT: u32 = 256;
+const LOOPBACK: u32 = 1;
+const DNS_PORT: u16 = 53;
+const VERIFY_PORT: u16 = 8443;
+/// A public address to find the interface that the internet is behind; nothing is sent.
+const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 32, 1);
+pub(crate) const DEFAULT_MTU: u32 = 1500;
+
+/// How to open the host's network.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// Whose networks these are.
+    pub identity: Identity,
+    /// The pool chosen before, if any; else the first of [`POOLS`] that is free.
+    pub pool: Option<Cidr>,
+    /// How names are resolved on behalf of the guests.
+    pub dns: DnsOptions,
+}
+
+/// Why the host's network could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The kernel refused.
+    #[error("cannot set up the host's network")]
+    Netlink(#[from] NetlinkError),
+    /// Somebody else's table has our name.
+    #[error("the nftables table `{table}` exists and is not Kiln's (its comment is {comment:?})")]
+    TableTaken {
+        /// The table.
+        table: String,
+        /// What it says of itself.
+        comment: Option<String>,
+    },
+    /// Every pool overlaps with a route or an address of this host.
+    #[error("no address pool is free: {pool} overlaps {taken}; choose another")]
+    PoolTaken {
+        /// The last pool that was tried.
+        pool: Cidr,
+        /// What is in the way.
+        taken: Cidr,
+    },
+    /// A pool too small to hold the gateway and a sandbox.
+    #[error("the address pool {pool} is smaller than a /22")]
+    PoolTooSmall {
+        /// What was asked for.
+        pool: Cidr,
+    },
+}
+
+/// The host's network, shared by all sandboxes of one data directory.
+#[derive(Debug, Clone)]
+pub struct HostNetwork {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) identity: Identity,
+    pub(crate) pool: Cidr,
+    pub(crate) base: Base,
+    pub(crate) gate: Arc<Gate>,
+    links: Mutex<Links>,
+    nft: Mutex<Nft>,
+    conntrack: Mutex<Conntrack>,
+    forwarding: Mutex<BTreeSet<u32>>,
+}
+
+/// What other firewall rules on this host stand in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Table and chain, like `ip filter FORWARD`.
+    pub chain: String,
+    /// What it stops.
+    pub stops: &'static str,
+}
+
+impl HostNetwork {
+    /// Claim pool and names, load the table, put the gateway's address on loopback. A table that an
+    /// earlier process of the same data directory left is kept if it is the same, so that running
+    /// machines notice nothing.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing of others is touched.
+    pub fn open(options: HostOptions) -> Result<Self, HostError> {
+        let HostOptions {
+            identity,
+            pool,
+            dns,
+        } = options;
+        let (mut links, mut nft) = (Links::open()?, Nft::open()?);
+        let pool = choose_pool(&mut links, &identity, pool)?;
+        let gateway = Ipv4Addr::from_bits(pool.network().to_bits() + 1);
+        let base = Base {
+            table: identity.table().to_owned(),
+            prefix: identity.prefix().to_owned(),
+            gateway,
+            pool,
+            dns_port: DNS_PORT,
+            verify_port: VERIFY_PORT,
+        };
+        load_tables(&mut nft, &identity, &base)?;
+        let mut steps = Steps::new();
+        steps.add_address(LOOPBACK, gateway, 32);
+        links.run(steps)?;
+        let gate = Arc::new(Gate::new(identity.table().to_owned(), gateway, dns)?);
+        let shared = Shared {
+            identity,
+            pool,
+            base,
+            gate,
+            links: Mutex::new(links),
+            nft: Mutex::new(nft),
+            conntrack: Mutex::new(Conntrack::open()?),
+            forwarding: Mutex::new(BTreeSet::new()),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The addresses that sandboxes get; store it, and give it to the next [`Self::open`].
+    pub fn pool(&self) -> Cidr {
+        self.shared.pool
+    }
+
+    /// The one address of this host that sandboxes see.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.shared.base.gateway
+    }
+
+    /// The names in use.
+    pub fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    /// The resolver that enforces domain rules.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.shared.gate
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Chains of other programs that drop what they do not know: with one of these, sandboxes may
+    /// have no network until it is told of our interfaces.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the chains cannot be listed.
+    pub fn obstacles(&self) -> Result<Vec<Obstacle>, NetlinkError> {
+        const INPUT: u32 = 1;
+        const FORWARD: u32 = 2;
+        let chains = self.shared.nft().chains()?;
+        let ours = [self.shared.base.table.as_str()];
+        let in_the_way = chains
+            .into_iter()
+            .filter(|chain| chain.drops && !ours.contains(&chain.table.as_str()));
+        Ok(in_the_way
+            .filter_map(|chain| {
+                let stops = match chain.hook? {
+                    INPUT => "sandboxes asking for names",
+                    FORWARD => "sandboxes reaching the internet, and published ports",
+                    _ => return None,
+                };
+                let family = match chain.family {
+                    1 => "inet",
+                    2 => "ip",
+                    _ => return None,
+                };
+                Some(Obstacle {
+                    chain: format!("{family} {} {}", chain.table, chain.name),
+                    stops,
+                })
+            })
+            .collect())
+    }
+
+    /// Remove everything that this data directory has on the host: for uninstalling. Networks that
+    /// are still open lose their traffic.
+    ///
+    /// # Errors
+    /// The first [`NetlinkError`]; the rest is still tried.
+    pub fn uninstall(self) -> Result<(), NetlinkError> {
+        let links = crate::recover::remove_links(&self.shared, &BTreeSet::new());
+        let tables = [TableFamily::Inet, TableFamily::Bridge].map(|family| {
+            let table = self.shared.base.table.clone();
+            let present = self
+                .shared
+                .nft()
+                .tables(family)?
+                .iter()
+                .any(|info| info.name == table);
+            let changes = if present {
+                vec![crate::ruleset::Change::DeleteTable]
+            } else {
+                Vec::new()
+            };
+            self.shared.nft().apply(&Transaction {
+                family,
+                table,
+                changes,
+            })
+        });
+        let mut steps = Steps::new();
+        steps.delete_address(LOOPBACK, self.gateway(), 32);
+        let address = self.shared.links().run(steps);
+        links
+            .map(drop)
+            .and(tables.into_iter().collect::<Result<(), _>>())
+            .and(address)
+    }
+}
+
+impl Shared {
+    pub(crate) fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn nft(&self) -> MutexGuard<'_, Nft> {
+        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn conntrack(&self) -> MutexGuard<'_, Conntrack> {
+        self.conntrack
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn apply(&self, changes: Vec<crate::ruleset::Change>) -> Result<(), NetlinkError> {
+        let table = self.base.table.clone();
+        self.nft().apply(&Transaction {
+            family: TableFamily::Inet,
+            table,
+            changes,
+        })
+    }
+
+    /// The address of a slot, if the pool has one.
+    pub(crate) fn slot_address(&self, slot: u32) -> Option<Ipv4Addr> {
+        let (first, last) = self.pool.bounds();
+        let bits = first.checked_add(FIRST_SLOT)?.checked_add(slot)?;
+        (bits < last && slot <= crate::network::MAX_SLOT).then(|| Ipv4Addr::from_bits(bits))
+    }
+
+    /// Let replies come back: the kernel asks the interface a packet came in by whether it
+    /// forwards. Only the interfaces that lead to these addresses are switched on, never all.
+    pub(crate) fn open_ways(&self, to: &[Ipv4Addr]) -> Result<(), NetlinkError> {
+        let mut links = self.links();
+        let mut known = self
+            .forwarding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut steps = Steps::new();
+        for address in to.iter().chain([&SOMEWHERE]) {
+            if let Some(link) = links.way_to(*address)?
+                && link != LOOPBACK
+                && known.insert(link)
+            {
+                steps.forward(link);
+            }
+        }
+        if steps.is_empty() {
+            Ok(())
+        } else {
+            links.run(steps)
+        }
+    }
+
+    /// The MTU towards the internet.
+    pub(crate) fn uplink_mtu(&self) -> Result<u32, NetlinkError> {
+        let mut links = self.links();
+        let Some(index) = links.way_to(SOMEWHERE)? else {
+            return Ok(DEFAULT_MTU);
+        };
+        let mtu = links.link_by_index(index)?.map(|link| link.mtu);
+        Ok(mtu.unwrap_or(DEFAULT_MTU).clamp(576, 9000))
+    }
+}
+
+fn choose_pool(
+    links: &mut Links,
+    identity: &Identity,
+    wanted: Option<Cidr>,
+) -> Result<Cidr, HostError> {
+    if let Some(pool) = wanted.filter(|pool| pool.prefix() > 22 || pool.prefix() == 0) {
+        return Err(HostError::PoolTooSmall { pool });
+    }
+    let ours: BTreeSet<u32> = links
+        .links()?
+        .into_iter()
+        .filter(|link| identity.owns(&link.name, link.alias.as_deref()))
+        .map(|link| link.index)
+        .collect();
+    let taken = taken(links, &ours)?;
+    let candidates = wanted.map_or_else(|| POOLS.to_vec(), |pool| vec![pool]);
+    first_free(&candidates, &taken).map_err(|(pool, taken)| HostError::PoolTaken { pool, taken })
+}
+
+/// The first pool that overlaps nothing; else what the last one overlapped.
+fn first_free(pools: &[Cidr], taken: &[Cidr]) -> Result<Cidr, (Cidr, Cidr)> {
+    let mut clash = (Cidr::ALL, Cidr::ALL);
+    for pool in pools {
+        match taken.iter().find(|cidr| cidr.overlaps(*pool)) {
+            None => return Ok(*pool),
+            Some(cidr) => clash = (*pool, *cidr),
+        }
+    }
+    Err(clash)
+}
+
+/// Networks that this host uses for other things: all routes but default ones and ours.
+fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkError> {
+    let foreign = |route: &RouteInfo| {
+        let by_us = route.ours || route.link.is_some_and(|link| ours.contains(&link));
+        !by_us && !route.local && route.destination.prefix() > 0
+    };
+    let routes = links
+        .routes()?
+        .into_iter()
+        .filter(foreign)
+        .map(|route| route.destination);
+    let mut all: Vec<Cidr> = routes.collect();
+    let addresses = links.addresses()?;
+    // The gateway's own address on loopback, from an earlier run, is not a clash.
+    let foreign = addresses
+        .iter()
+        .filter(|a| a.index != LOOPBACK && !ours.contains(&a.index));
+    all.extend(foreign.map(|a| Cidr::of(a.address, a.prefix)));
+    Ok(all)
+}
+
+fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(), HostError> {
+    let marked = |transaction: Transaction| {
+        let version = stable_hash(&[transaction.to_string().as_bytes()]);
+        (format!("{} {version:016x}", identity.tag()), transaction)
+    };
+    let (comment, _) = marked(base.load(String::new()));
+    load_table(nft, identity, &comment, &base.load(comment.clone()))?;
+    let tap_prefix = identity.tap_prefix();
+    let (comment, _) = marked(bridge::load(identity.table(), &tap_prefix, String::new()));
+    load_table(
+        nft,
+        identity,
+        &comment,
+        &bridge::load(identity.table(), &tap_prefix, comment.clone()),
+    )
+}
+
+/// Load a table unless the very same is there; refuse to replace one that is not ours.
+fn load_table(
+    nft: &mut Nft,
+    identity: &Identity,
+    comment: &str,
+    transaction: &Transaction,
+) -> Result<(), HostError> {
+    let tables = match nft.tables(transaction.family) {
+        Err(error) if transaction.family == TableFamily::Bridge && is_unsupported(&error) => {
+            tracing::warn!(
+                "this kernel has no nftables for bridges: bridge networks will be refused"
+            );
+            return Ok(());
+        }
+        tables => tables?,
+    };
+    let found = tables
+        .into_iter()
+        .find(|info| info.name == transaction.table);
+    if let Some(info) = found {
+        let theirs = info
+            .comment
+            .as_deref()
+            .and_then(|text| text.split(' ').next());
+        if theirs != Some(identity.tag()) {
+            return Err(HostError::TableTaken {
+                table: info.name,
+                comment: info.comment,
+            });
+        }
+        if info.comment.as_deref() == Some(comment) {
+            return Ok(());
+        }
+    }
+    match nft.apply(transaction) {
+        Err(error) if transaction.family == TableFamily::Bridge && is_unsupported(&error) => {
+            tracing::warn!(
+                "this kernel has no nftables for bridges: bridge networks will be refused"
+            );
+            Ok(())
+        }
+        done => Ok(done?),
+    }
+}
+
+fn is_unsupported(error: &NetlinkError) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        error.errno(),
+        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT)
+    )
+}
+
+/// Whether an address may be reached only if a policy names its network.
+pub(crate) fn is_private(address: Ipv4Addr) -> bool {
+    PRIVATE.iter().any(|cidr| cidr.contains(address)) && !NEVER.iter().any(|c| c.contains(address))
+}

@@ -1,0 +1,16 @@
+//! Everything that one sandbox's network is made of, owned by one guard.
+//!
+//! Owns the order of operations: compile, create, apply, update, take down, adopt. Knows rooms
+//! below it; does not know what a sandbox is, nor who starts the VMM inside the namespace.
+
+mod create;
+mod flows;
+mod guest;
+mod reserve;
+mod sandbox;
+
+pub use guest::GuestFacts;
+pub use sandbox::{Network, NetworkError, NetworkRecord, NetworkSpec};
+
+/// The highest slot: one address each in the largest pool, and its first base-36 digit is a number.
+pub const MAX_SLOT: u32 = 130_000;

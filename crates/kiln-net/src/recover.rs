@@ -1,0 +1,246 @@
+//! Finds what an earlier process left, by name, tag and table, and removes what nobody adopted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::host::{HostNetwork, Shared};
+use crate::netlink::NetlinkError;
+use crate::ruleset::base::{
+    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
+    SOURCES, VERIFIED,
+};
+use crate::ruleset::sandbox::{GENERATION_BITS, Subject, chain_name};
+use crate::ruleset::{Change, Element, Field, TableFamily, interface_key};
+use crate::subnet::InterfaceName;
+
+/// Sets and maps whose keys begin with an interface.
+const BY_INTERFACE: [&str; 9] = [
+    SOURCES, EVERYWHERE, INTERNET, CUSTOM, MARKS, VERIFIED, PINNED, PINNED_OUT, SHARED,
+];
+const PUBLICATIONS: [&str; 2] = [PUBLISHED, PUBLISHED_AT];
+const NAME_LEN: usize = Field::InputInterface.len();
+
+/// What a sweep removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Interfaces.
+    pub links: usize,
+    /// Elements, chains and sets of the table.
+    pub rules: usize,
+    /// Routing rules.
+    pub routing: usize,
+}
+
+impl HostNetwork {
+    /// Remove what this data directory has on the host, but for the networks with these
+    /// interfaces. Call it after everything that is alive was adopted, and not while a network is
+    /// being created.
+    ///
+    /// # Errors
+    /// The first [`NetlinkError`].
+    pub fn sweep(&self, keep: &BTreeSet<InterfaceName>) -> Result<Swept, NetlinkError> {
+        let shared = self.shared();
+        // Rules first: what has none has no traffic.
+        let rules = sweep_rules(shared, keep)?;
+        let routing = sweep_routing(shared)?;
+        let links = remove_links(shared, keep)?;
+        Ok(Swept {
+            links,
+            rules,
+            routing,
+        })
+    }
+}
+
+/// Delete our links but for these.
+pub(crate) fn remove_links(
+    shared: &Shared,
+    keep: &BTreeSet<InterfaceName>,
+) -> Result<usize, NetlinkError> {
+    let mut links = shared.links();
+    let kept = |name: &str| keep.iter().any(|kept| kept.as_str() == name);
+    let identity = &shared.identity;
+    let left = links
+        .links()?
+        .into_iter()
+        .filter(|link| identity.owns(&link.name, link.alias.as_deref()) && !kept(&link.name));
+    let mut removed = 0;
+    for link in left {
+        links.delete(&link.name)?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Whether the kernel enforces exactly this generation of the subject's policy.
+pub(crate) fn is_in_force(shared: &Shared, subject: &Subject) -> Result<bool, NetlinkError> {
+    let marks = shared
+        .nft()
+        .elements(TableFamily::Inet, &shared.base.table, MARKS)?;
+    let key = interface_key(&subject.interface);
+    let mark = subject.mark().to_ne_bytes();
+    Ok(marks
+        .iter()
+        .any(|(name, value)| *name == key && *value == mark))
+}
+
+/// The changes that remove all of one interface's rules, whatever they are.
+pub(crate) fn eviction(
+    shared: &Shared,
+    interface: &InterfaceName,
+) -> Result<Vec<Change>, NetlinkError> {
+    let table = Table::read(shared)?;
+    let key = interface_key(interface);
+    Ok(table.removal(|name| name == key))
+}
+
+fn sweep_rules(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, NetlinkError> {
+    let table = Table::read(shared)?;
+    let kept: BTreeSet<Vec<u8>> = keep.iter().map(interface_key).collect();
+    let changes = table.removal(|name| !kept.contains(name));
+    let removed = changes.len();
+    shared.apply(changes)?;
+    Ok(removed)
+}
+
+/// Routing rules from addresses of our pool that no interface has any more.
+fn sweep_routing(shared: &Shared) -> Result<usize, NetlinkError> {
+    let sources = shared
+        .nft()
+        .elements(TableFamily::Inet, &shared.base.table, SOURCES)?;
+    let alive: BTreeSet<Ipv4Addr> = sources.iter().filter_map(|(key, _)| source(key)).collect();
+    let mut links = shared.links();
+    let left: Vec<_> = links
+        .our_rules()?
+        .into_iter()
+        .filter(|rule| shared.pool.covers(rule.from) && !alive.contains(&rule.from.network()))
+        .collect();
+    let mut steps = crate::link::Steps::new();
+    left.iter().for_each(|rule| steps.delete_rule(rule));
+    links.run(steps)?;
+    Ok(left.len())
+}
+
+fn source(key: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(key.get(NAME_LEN..NAME_LEN + 4)?)
+        .ok()
+        .map(Ipv4Addr::from)
+}
+
+type Elements = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What the kernel holds of our table's changing part.
+struct Table {
+    elements: BTreeMap<&'static str, Elements>,
+    sets: Vec<String>,
+    chains: Vec<String>,
+}
+
+impl Table {
+    fn read(shared: &Shared) -> Result<Self, NetlinkError> {
+        let mut nft = shared.nft();
+        let name = &shared.base.table;
+        let mut elements = BTreeMap::new();
+        for set in BY_INTERFACE.into_iter().chain(PUBLICATIONS) {
+            elements.insert(set, nft.elements(TableFamily::Inet, name, set)?);
+        }
+        let sets = nft.sets(TableFamily::Inet, name)?;
+        let chains = nft
+            .chains()?
+            .into_iter()
+            .filter(|chain| chain.table == *name && chain.family == 1);
+        Ok(Self {
+            elements,
+            sets,
+            chains: chains.map(|chain| chain.name).collect(),
+        })
+    }
+
+    fn of(&self, set: &str) -> impl Iterator<Item = &(Vec<u8>, Vec<u8>)> {
+        self.elements.get(set).into_iter().flatten()
+    }
+
+    /// The changes that remove everything of the interfaces that `goes` names.
+    fn removal(&self, goes: impl Fn(&[u8]) -> bool) -> Vec<Change> {
+        let leaves = |key: &[u8]| key.get(..NAME_LEN).is_some_and(&goes);
+        let mut changes = Vec::new();
+        for set in BY_INTERFACE {
+            let keys = self
+                .of(set)
+                .filter(|(key, _)| leaves(key))
+                .map(|(key, _)| key);
+            changes.extend(delete(set, keys));
+        }
+        let staying: BTreeSet<Ipv4Addr> = self
+            .of(SOURCES)
+            .filter(|(key, _)| !leaves(key))
+            .filter_map(|(key, _)| source(key))
+            .collect();
+        for set in PUBLICATIONS {
+            let dangling = |data: &[u8]| {
+                let guest = data
+                    .get(..4)
+                    .and_then(|octets| <[u8; 4]>::try_from(octets).ok());
+                guest.is_none_or(|octets| !staying.contains(&Ipv4Addr::from(octets)))
+            };
+            let keys = self
+                .of(set)
+                .filter(|(_, data)| dangling(data))
+                .map(|(key, _)| key);
+            changes.extend(delete(set, keys));
+        }
+        changes.extend(self.orphaned_policies(leaves));
+        changes
+    }
+
+    /// Chains and sets of custom policies that no staying interface is judged by.
+    fn orphaned_policies(&self, leaves: impl Fn(&[u8]) -> bool) -> Vec<Change> {
+        let used: BTreeSet<String> = self
+            .of(MARKS)
+            .filter(|(key, _)| !leaves(key))
+            .filter_map(|(_, mark)| Some(u32::from_ne_bytes(mark.get(..4)?.try_into().ok()?)))
+            .map(|mark| chain_name(mark >> GENERATION_BITS, mark.to_le_bytes()[0]))
+            .collect();
+        let orphans = |name: &&String| is_policy_name(name) && !used.contains(owner(name));
+        let chains = self
+            .chains
+            .iter()
+            .filter(orphans)
+            .cloned()
+            .map(Change::DeleteChain);
+        let sets = self
+            .sets
+            .iter()
+            .filter(orphans)
+            .cloned()
+            .map(Change::DeleteSet);
+        chains.chain(sets).collect()
+    }
+}
+
+fn delete<'a>(set: &str, keys: impl Iterator<Item = &'a Vec<u8>>) -> Option<Change> {
+    let elements: Vec<Element> = keys.map(|key| Element::key(key.clone())).collect();
+    (!elements.is_empty()).then(|| Change::DeleteElements {
+        set: set.to_owned(),
+        elements,
+    })
+}
+
+/// `c<slot>_<generation>` or `c<slot>_<generation>_<clause>`.
+fn is_policy_name(name: &str) -> bool {
+    let numbers = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let Some((slot, rest)) = name.strip_prefix('c').and_then(|rest| rest.split_once('_')) else {
+        return false;
+    };
+    slot.len() >= 4
+        && slot.bytes().all(|b| b.is_ascii_alphanumeric())
+        && rest.split('_').all(numbers)
+}
+
+/// The chain that a set or chain belongs to.
+fn owner(name: &str) -> &str {
+    match name.match_indices('_').nth(1) {
+        Some((end, _)) => &name[..end],
+        None => name,
+    }
+}
