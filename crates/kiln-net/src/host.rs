@@ -117,7 +117,7 @@ impl HostNetwork {
             dns,
         } = options;
         let (mut links, mut nft) = (Links::open()?, Nft::open()?);
-        let pool = choose_pool(&mut links, &identity, pool)?;
+        let pool = choose_pool(&mut links, &mut nft, &identity, pool)?;
         let gateway = Ipv4Addr::from_bits(pool.network().to_bits() + 1);
         let base = Base {
             table: identity.table().to_owned(),
@@ -308,6 +308,7 @@ impl Shared {
 
 fn choose_pool(
     links: &mut Links,
+    nft: &mut Nft,
     identity: &Identity,
     wanted: Option<Cidr>,
 ) -> Result<Cidr, HostError> {
@@ -321,8 +322,43 @@ fn choose_pool(
         .map(|link| link.index)
         .collect();
     let taken = taken(links, &ours)?;
-    let candidates = wanted.map_or_else(|| POOLS.to_vec(), |pool| vec![pool]);
+    let (earlier, claimed) = claims(nft, identity)?;
+    let candidates = wanted
+        .or(earlier)
+        .map_or_else(|| POOLS.to_vec(), |pool| vec![pool]);
+    let taken = [taken, claimed].concat();
     first_free(&candidates, &taken).map_err(|(pool, taken)| HostError::PoolTaken { pool, taken })
+}
+
+/// The pool that this data directory chose before, and those of other ones: their tables say so.
+fn claims(nft: &mut Nft, identity: &Identity) -> Result<(Option<Cidr>, Vec<Cidr>), NetlinkError> {
+    let (mut earlier, mut others) = (None, Vec::new());
+    for info in nft.tables(TableFamily::Inet)? {
+        let Some(claim) = info.comment.as_deref().and_then(Claim::read) else {
+            continue;
+        };
+        if claim.tag == identity.tag() {
+            earlier = Some(claim.pool);
+        } else {
+            others.push(claim.pool);
+        }
+    }
+    Ok((earlier, others))
+}
+
+/// What the comment of a table of ours says: whose, of which text, with which pool.
+struct Claim<'a> {
+    tag: &'a str,
+    pool: Cidr,
+}
+
+impl<'a> Claim<'a> {
+    fn read(comment: &'a str) -> Option<Self> {
+        let mut words = comment.split(' ');
+        let tag = words.next().filter(|tag| tag.starts_with("kiln:"))?;
+        let pool = words.nth(1)?.parse().ok()?;
+        Some(Self { tag, pool })
+    }
 }
 
 /// The first pool that overlaps nothing; else what the last one overlapped.
@@ -340,7 +376,7 @@ fn first_free(pools: &[Cidr], taken: &[Cidr]) -> Result<Cidr, (Cidr, Cidr)> {
 /// Networks that this host uses for other things: all routes but default ones and ours.
 fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkError> {
     let foreign = |route: &RouteInfo| {
-        let by_us = route.ours || route.link.is_some_and(|link| ours.contains(&link));
+        let by_us = route.link.is_some_and(|link| ours.contains(&link));
         !by_us && !route.local && route.destination.prefix() > 0
     };
     let routes = links
@@ -359,20 +395,15 @@ fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkEr
 }
 
 fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(), HostError> {
-    let marked = |transaction: Transaction| {
+    let claim = |transaction: &Transaction| {
         let version = stable_hash(&[transaction.to_string().as_bytes()]);
-        (format!("{} {version:016x}", identity.tag()), transaction)
+        format!("{} {version:016x} {}", identity.tag(), base.pool)
     };
-    let (comment, _) = marked(base.load(String::new()));
+    let comment = claim(&base.load(String::new()));
     load_table(nft, identity, &comment, &base.load(comment.clone()))?;
-    let tap_prefix = identity.tap_prefix();
-    let (comment, _) = marked(bridge::load(identity.table(), &tap_prefix, String::new()));
-    load_table(
-        nft,
-        identity,
-        &comment,
-        &bridge::load(identity.table(), &tap_prefix, comment.clone()),
-    )
+    let bridge = |comment| bridge::load(identity.table(), &identity.tap_prefix(), comment);
+    let comment = claim(&bridge(String::new()));
+    load_table(nft, identity, &comment, &bridge(comment.clone()))
 }
 
 /// Load a table unless the very same is there; refuse to replace one that is not ours.

@@ -268,6 +268,7 @@ fn store_flow_mark(list: &mut Attributes<'_>) {
 
 const CODE_DROP: u32 = 0;
 const CODE_ACCEPT: u32 = 1;
+const CODE_JUMP: u32 = (-3_i32).cast_unsigned();
 const CODE_GOTO: u32 = (-4_i32).cast_unsigned();
 
 /// A verdict, as data of a rule or of an element.
@@ -276,6 +277,7 @@ pub(super) fn verdict(data: &mut Attributes<'_>, one: &Verdict) {
         match one {
             Verdict::Accept => a.be32(1, CODE_ACCEPT),
             Verdict::Drop => a.be32(1, CODE_DROP),
+            Verdict::Jump(chain) => a.be32(1, CODE_JUMP).text(2, chain),
             Verdict::Goto(chain) => a.be32(1, CODE_GOTO).text(2, chain),
         };
     });

@@ -107,6 +107,9 @@ pub(crate) enum Match {
 pub(crate) enum Verdict {
     Accept,
     Drop,
+    /// Judge by another chain; what falls off its end comes back to the next rule.
+    Jump(String),
+    /// As `Jump`, without coming back.
     Goto(String),
 }
 

@@ -143,9 +143,12 @@ impl Entry {
                     rules.extend(self.clause(subject, index, clause, grants));
                 }
                 rules.push(Rule::new().drop());
-                let goto = Data::Verdict(Verdict::Goto(name.clone()));
+                // A jump, never a goto: a packet that is under way while the policy is exchanged
+                // can meet the new chain while it is still empty for that packet. It must fall back
+                // to the `drop` after the map, not off the end of the base chain, which accepts.
+                let jump = Data::Verdict(Verdict::Jump(name.clone()));
                 self.chain = Some((name, rules));
-                self.elements.push((CUSTOM, Element::map(key, goto)));
+                self.elements.push((CUSTOM, Element::map(key, jump)));
             }
         }
     }
