@@ -24,6 +24,6 @@ pub use host::{HostError, HostNetwork, HostOptions, Obstacle, POOLS};
 pub use identity::Identity;
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
-pub use network::{GuestFacts, MAX_SLOT, Network, NetworkError, NetworkRecord, NetworkSpec};
+pub use network::{CloseError, GuestFacts, MAX_SLOT, Network, NetworkError, NetworkRecord, NetworkSpec};
 pub use recover::Swept;
 pub use tap::TapOwner;

@@ -135,6 +135,11 @@ impl Subscription {
 }
 
 impl Subscriber {
+    pub(crate) fn new(subscription: Subscription) -> Self {
+        let subscription = Mutex::new(subscription);
+        Self { subscription, questions: Semaphore::new(CONCURRENT_QUESTIONS) }
+    }
+
     /// Exclusive: no question opens an address while a policy is being exchanged.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Subscription> {
         self.subscription
@@ -159,25 +164,9 @@ impl Gate {
         })
     }
 
-    pub(crate) fn subscribe(
-        &self,
-        source: Ipv4Addr,
-        subscription: Subscription,
-    ) -> Arc<Subscriber> {
-        let subscriber = Arc::new(Subscriber {
-            subscription: Mutex::new(subscription),
-            questions: Semaphore::new(CONCURRENT_QUESTIONS),
-        });
-        self.add_source(source, Arc::clone(&subscriber));
-        subscriber
-    }
-
-    /// Let another address ask as the same subscriber.
-    pub(crate) fn add_source(&self, source: Ipv4Addr, subscriber: Arc<Subscriber>) {
-        let mut subscribers = self
-            .subscribers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Let an address ask as a subscriber.
+    pub(crate) fn subscribe(&self, source: Ipv4Addr, subscriber: Arc<Subscriber>) {
+        let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
         subscribers.insert(source, subscriber);
     }
 

@@ -29,6 +29,7 @@ const INET6_SPEC: u16 = 10;
 const UP: u32 = 1;
 const PERMANENT: u16 = 0x80;
 const FORWARDING: u16 = 1;
+const REVERSE_PATH: u16 = 8;
 const ROUTE_LOCALNET: u16 = 26;
 const MAIN_TABLE: u8 = 254;
 const LINK_SCOPE: u8 = 253;
@@ -238,6 +239,11 @@ impl Steps {
         );
     }
 
+    /// Accept packets whose answer would leave by another link.
+    pub(crate) fn loose_reverse_path(&mut self, index: u32) {
+        self.ipv4_setting("loosen a link's reverse path check", index, REVERSE_PATH, 2);
+    }
+
     fn ipv4_setting(&mut self, step: &'static str, index: u32, setting: u16, value: u32) {
         self.batch
             .message(step, NEW_LINK, ACK, &link(index, 0, 0), |a| {
@@ -301,6 +307,12 @@ impl Steps {
         self.route("add a route", NEW_ROUTE, ACK | CREATE | EXCL, route);
     }
 
+    /// Add a route unless it is there.
+    pub(crate) fn ensure_route(&mut self, route: &Route) {
+        self.add_route(route);
+        self.batch.tolerate(Errno::EXIST);
+    }
+
     pub(crate) fn delete_route(&mut self, route: &Route) {
         self.route("delete a route", DELETE_ROUTE, ACK, route);
         self.batch.tolerate(Errno::SRCH);
@@ -332,6 +344,12 @@ impl Steps {
 
     pub(crate) fn add_rule(&mut self, rule: &RuleSpec) {
         self.rule("add a routing rule", NEW_RULE, ACK | CREATE | EXCL, rule);
+    }
+
+    /// Add a rule unless it is there.
+    pub(crate) fn ensure_rule(&mut self, rule: &RuleSpec) {
+        self.add_rule(rule);
+        self.batch.tolerate(Errno::EXIST);
     }
 
     pub(crate) fn delete_rule(&mut self, rule: &RuleSpec) {

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::guest::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, GUEST_PREFIX};
+use super::rules::Rules;
 use super::sandbox::{Network, NetworkError, NetworkRecord, NetworkSpec, published};
 use crate::host::Shared;
 use crate::link::{Links, Route, Steps, Veth};
@@ -92,21 +93,20 @@ fn assemble(
         slot,
         generation: record.generation,
         sources: vec![address],
-        pinned_to: spec.via.as_ref().map(|via| via.interface().clone()),
+        pinned_to: spec.via.as_ref().and_then(|via| via.only_way()),
+        open_lan: false,
         published: published(&spec.policy, address),
     };
+    let mut rules = Rules::new(host, subject, spec.policy);
+    rules.ask_from = spec.via.as_ref().map(|via| via.address());
     Ok(Network {
-        host,
+        rules,
         namespace,
-        subject,
-        policy: Arc::new(spec.policy),
         address,
         mtu,
-        entry: None,
         connected: false,
-        subscriber: None,
-        reservations: Vec::new(),
         via: spec.via,
+        claimed: false,
     })
 }
 
@@ -129,14 +129,14 @@ fn veth_macs(slot: u32) -> (MacAddr, MacAddr) {
 impl Network {
     /// The pair of veths, and the host's way to the sandbox.
     pub(super) fn connect(&mut self) -> Result<(), NetworkError> {
-        let mut links = self.host.links();
-        let name = &self.subject.interface;
-        let (mac, peer_mac) = veth_macs(self.subject.slot);
+        let mut links = self.rules.host.links();
+        let name = &self.rules.subject.interface;
+        let (mac, peer_mac) = veth_macs(self.rules.subject.slot);
         let mut steps = Steps::new();
         steps.add_veth(&Veth {
             name,
             mac,
-            alias: &self.host.identity.alias("veth"),
+            alias: &self.rules.host.identity.alias("veth"),
             mtu: self.mtu,
             peer_name: UPLINK_NAME,
             peer_index: UPLINK,
@@ -160,7 +160,7 @@ impl Network {
         steps.up(index);
         steps.add_neighbour(index, self.address, peer_mac);
         steps.add_route(&Route {
-            source: Some(self.host.base.gateway),
+            source: Some(self.rules.host.base.gateway),
             ..Route::to(Cidr::host(self.address), index)
         });
         Ok(links.run(steps)?)
@@ -168,14 +168,14 @@ impl Network {
 
     /// Addresses, routes, limits and the table inside.
     pub(super) fn furnish(&self, mut inside: InsideHandles) -> Result<(), NetworkError> {
-        let gateway = self.host.base.gateway;
-        let (host_mac, _) = veth_macs(self.subject.slot);
+        let gateway = self.rules.host.base.gateway;
+        let (host_mac, _) = veth_macs(self.rules.subject.slot);
         let table = Inside {
             guest: GUEST,
             guest_mac: GUEST_MAC,
             tap_address: GATEWAY,
             host_gateway: gateway,
-            pool: self.host.pool,
+            pool: self.rules.host.pool,
         };
         inside.nft.apply(&table.load())?;
         let mut steps = Steps::new();
@@ -195,7 +195,7 @@ impl Network {
             gateway: Some(gateway),
             ..Route::to(Cidr::ALL, UPLINK)
         });
-        limit(&mut steps, self.policy.bandwidth, Bandwidth::default());
+        limit(&mut steps, self.rules.policy.bandwidth, Bandwidth::default());
         Ok(inside.links.run(steps)?)
     }
 }

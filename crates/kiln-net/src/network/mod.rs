@@ -7,10 +7,11 @@ mod create;
 mod flows;
 mod guest;
 mod reserve;
+mod rules;
 mod sandbox;
 
 pub use guest::GuestFacts;
-pub use sandbox::{Network, NetworkError, NetworkRecord, NetworkSpec};
+pub use sandbox::{CloseError, Network, NetworkError, NetworkRecord, NetworkSpec};
 
 /// The highest slot: one address each in the largest pool, and its first base-36 digit is a number.
 pub const MAX_SLOT: u32 = 130_000;

@@ -6,18 +6,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::flows::newly_denied;
 use super::guest::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX};
-use super::reserve::Reservation;
-use super::{GuestFacts, MAX_SLOT, create};
-use crate::dns::{Subscriber, Subscription};
-use crate::host::{HostNetwork, Shared, is_private};
+use super::rules::Rules;
+use super::{GuestFacts, create};
+use crate::host::HostNetwork;
 use crate::link::{Links, Steps};
 use crate::netlink::NetlinkError;
 use crate::netns::{NamespaceError, NetNamespace};
-use crate::policy::{Destination, Policy, PublishedPort};
-use crate::recover;
-use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject};
+use crate::policy::{Bandwidth, Policy, PublishedPort};
 use crate::subnet::{Cidr, InterfaceName, SubnetError};
 use crate::tap::TapOwner;
 use crate::wireguard::Egress as WireGuardEgress;
@@ -108,17 +104,14 @@ pub struct CloseError {
 /// the next process to adopt.
 #[derive(Debug)]
 pub struct Network {
-    pub(super) host: Arc<Shared>,
+    pub(super) rules: Rules,
     pub(super) namespace: NetNamespace,
-    pub(super) subject: Subject,
-    pub(super) policy: Arc<Policy>,
     pub(super) address: Ipv4Addr,
     pub(super) mtu: u32,
-    pub(super) entry: Option<Entry>,
     pub(super) connected: bool,
-    pub(super) subscriber: Option<Arc<Subscriber>>,
-    pub(super) reservations: Vec<Reservation>,
     pub(super) via: Option<Arc<WireGuardEgress>>,
+    /// Whether the routing rule that leads into the tunnel is ours to remove.
+    pub(super) claimed: bool,
 }
 
 impl Network {
@@ -129,13 +122,12 @@ impl Network {
     /// [`NetworkError`].
     pub fn create(host: &HostNetwork, spec: NetworkSpec) -> Result<Self, NetworkError> {
         let (mut network, inside) = create::prepare(Arc::clone(host.shared()), spec)?;
-        network.reserve()?;
-        // The rules come first: there is no moment in which the link is up and unguarded. (An
-        // interface that no set names is dropped, too.)
-        network.admit()?;
+        // The rules come first: there is no moment in which the link is up and unguarded.
+        network.rules.admit()?;
+        network.claim_tunnel()?;
         network.connect()?;
         network.furnish(inside)?;
-        network.subscribe();
+        network.rules.subscribe();
         Ok(network)
     }
 
@@ -152,26 +144,14 @@ impl Network {
         namespace: NetNamespace,
     ) -> Result<Self, NetworkError> {
         let mut network = create::found(Arc::clone(host.shared()), record, spec, namespace)?;
-        let taken_over = network.take_over();
-        if taken_over.is_err() {
+        let adopted = network.rules.adopt().and_then(|()| network.claim_tunnel());
+        if let Err(error) = adopted {
             network.forget_ownership();
+            return Err(error);
         }
-        taken_over.map(|()| network)
-    }
-
-    fn take_over(&mut self) -> Result<(), NetworkError> {
-        self.reserve()?;
-        self.open_ways(&Arc::clone(&self.policy))?;
-        let entry = Entry::compile(&self.subject, &self.policy, &[]);
-        if !recover::is_in_force(&self.host, &self.subject)? {
-            let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
-            changes.extend(entry.add());
-            self.host.apply(changes)?;
-        }
-        self.entry = Some(entry);
-        self.connected = true;
-        self.subscribe();
-        Ok(())
+        network.connected = true;
+        network.rules.subscribe();
+        Ok(network)
     }
 
     /// Exchange the policy in one transaction. Running flows that the new one permits go on;
@@ -180,79 +160,14 @@ impl Network {
     /// # Errors
     /// [`NetworkError`].
     pub fn update(&mut self, policy: Policy) -> Result<(), NetworkError> {
-        let policy = Arc::new(policy);
-        let kept_ports = self.reservations.len();
-        let outcome = self.try_update(&policy);
+        let (before, wanted) = (self.rules.policy.bandwidth, policy.bandwidth);
+        self.limit(wanted, before)?;
+        let published = published(&policy, self.address);
+        let outcome = self.rules.exchange(policy, published);
         if outcome.is_err() {
-            self.reservations.truncate(kept_ports);
-            self.limit(&self.policy, &policy)?;
-        } else {
-            self.reservations
-                .retain(|reservation| policy.publish.contains(&reservation.port));
+            self.limit(before, wanted)?;
         }
         outcome
-    }
-
-    fn try_update(&mut self, policy: &Arc<Policy>) -> Result<(), NetworkError> {
-        self.reserve_for(policy)?;
-        self.open_ways(policy)?;
-        self.limit(policy, &self.policy)?;
-        let next = Subject {
-            generation: next_generation(self.subject.generation),
-            published: published(policy, self.address),
-            ..self.subject.clone()
-        };
-        let subscriber = self.subscriber.clone();
-        let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
-        let grants = subscription
-            .as_ref()
-            .map(|s| s.grants_under(policy))
-            .unwrap_or_default();
-        let entry = Entry::compile(&next, policy, &grants);
-        let old = self.entry.clone();
-        self.host.apply(match &old {
-            Some(old) => old.replace_with(&entry),
-            None => entry.add(),
-        })?;
-        let cut = self.cut_denied(policy, &next, |clause, address| {
-            grants
-                .iter()
-                .any(|grant| grant.clause == clause && grant.address == address)
-        });
-        if let (Err(error), Some(old)) = (cut, &old) {
-            self.host.apply(entry.replace_with(old))?;
-            return Err(error);
-        }
-        if let Some(subscription) = &mut subscription {
-            subscription.policy = Arc::clone(policy);
-            subscription.generation = next.generation;
-        }
-        self.entry = Some(entry);
-        self.subject = next;
-        self.policy = Arc::clone(policy);
-        Ok(())
-    }
-
-    fn cut_denied(
-        &self,
-        policy: &Policy,
-        next: &Subject,
-        resolved: impl Fn(usize, Ipv4Addr) -> bool,
-    ) -> Result<(), NetworkError> {
-        let mut conntrack = self.host.conntrack();
-        let flows = conntrack.flows(self.marks(), MARK_MASK, &self.subject.sources)?;
-        let denied = newly_denied(
-            flows,
-            &self.subject.sources,
-            policy,
-            &next.published,
-            resolved,
-        );
-        Ok(conntrack.forget(&denied)?)
-    }
-
-    fn marks(&self) -> u32 {
-        self.subject.slot << GENERATION_BITS
     }
 
     /// Take everything down. Does not stop at the first failure.
@@ -261,15 +176,8 @@ impl Network {
     /// [`CloseError`] with all that failed.
     pub fn close(mut self) -> Result<(), CloseError> {
         let failures = self.take_down();
-        let interface = self.subject.interface.clone();
-        if failures.is_empty() {
-            Ok(())
-        } else {
-            Err(CloseError {
-                interface,
-                failures,
-            })
-        }
+        let interface = self.rules.subject.interface.clone();
+        if failures.is_empty() { Ok(()) } else { Err(CloseError { interface, failures }) }
     }
 
     /// Leave the network running and give up ownership: the next process adopts it by the record.
@@ -280,52 +188,40 @@ impl Network {
     }
 
     fn forget_ownership(&mut self) {
-        self.entry = None;
+        self.rules.forget_ownership();
         self.connected = false;
-        if self.subscriber.take().is_some() {
-            self.host.gate.unsubscribe(self.address);
-        }
-        self.via = None;
+        self.claimed = false;
     }
 
-    /// No traffic first, then no memory of it, then no names and no way there. The namespace, TAP
-    /// and veth go by themselves with the last process in the namespace.
+    /// No traffic first, then no way there. The namespace, TAP and veth go by themselves with the
+    /// last process in the namespace.
     fn take_down(&mut self) -> Vec<NetlinkError> {
-        let mut failures = Vec::new();
-        let mut note = |step: Result<(), NetlinkError>| failures.extend(step.err());
-        if self.subscriber.take().is_some() {
-            self.host.gate.unsubscribe(self.address);
-        }
-        if let Some(entry) = self.entry.take() {
-            note(self.host.apply(entry.remove()));
-            note(self.forget_flows());
-        }
+        let mut failures = self.rules.take_down();
         if std::mem::take(&mut self.connected) {
-            note(create::disconnect(
-                &self.host,
-                &self.subject.interface,
-                self.address,
-            ));
+            let interface = &self.rules.subject.interface;
+            failures.extend(create::disconnect(&self.rules.host, interface, self.address).err());
         }
-        if let Some(via) = self.via.take() {
-            note(via.release(&mut self.host.links(), Cidr::host(self.address)));
+        if let Some(via) = self.via.take().filter(|_| self.claimed) {
+            let mut links = self.rules.host.links();
+            failures.extend(via.release(&mut links, Cidr::host(self.address)).err());
         }
-        self.reservations.clear();
         failures
     }
 
-    fn forget_flows(&self) -> Result<(), NetlinkError> {
-        let mut conntrack = self.host.conntrack();
-        let flows = conntrack.flows(self.marks(), MARK_MASK, &self.subject.sources)?;
-        conntrack.forget(&flows)
+    fn claim_tunnel(&mut self) -> Result<(), NetworkError> {
+        if let Some(via) = &self.via {
+            via.claim(&mut self.rules.host.links(), Cidr::host(self.address))?;
+            self.claimed = true;
+        }
+        Ok(())
     }
 
     /// What to store.
     pub fn record(&self) -> NetworkRecord {
         NetworkRecord {
-            interface: self.subject.interface.clone(),
-            slot: self.subject.slot,
-            generation: self.subject.generation,
+            interface: self.rules.subject.interface.clone(),
+            slot: self.rules.subject.slot,
+            generation: self.rules.subject.generation,
         }
     }
 
@@ -336,7 +232,7 @@ impl Network {
 
     /// The policy in force.
     pub fn policy(&self) -> &Policy {
-        &self.policy
+        &self.rules.policy
     }
 
     /// Where the host reaches the guest.
@@ -357,78 +253,14 @@ impl Network {
         }
     }
 
-    fn reserve(&mut self) -> Result<(), NetworkError> {
-        self.reserve_for(&Arc::clone(&self.policy))
-    }
-
-    /// Hold the ports that are not held yet.
-    fn reserve_for(&mut self, policy: &Policy) -> Result<(), NetworkError> {
-        for port in &policy.publish {
-            if self.reservations.iter().any(|held| held.port == *port) {
-                continue;
-            }
-            // The same door may lead elsewhere now; it is ours already.
-            let same_door =
-                |held: &Reservation| held.port.collides(port) && held.port.address == port.address;
-            if let Some(held) = self.reservations.iter_mut().find(|held| same_door(held)) {
-                held.port = *port;
-                continue;
-            }
-            let reservation =
-                Reservation::take(*port).map_err(|source| NetworkError::PortTaken {
-                    port: *port,
-                    source,
-                })?;
-            self.reservations.push(reservation);
-        }
-        Ok(())
-    }
-
-    fn admit(&mut self) -> Result<(), NetworkError> {
-        self.open_ways(&Arc::clone(&self.policy))?;
-        if let Some(via) = &self.via {
-            via.claim(&mut self.host.links(), Cidr::host(self.address))?;
-        }
-        let entry = Entry::compile(&self.subject, &self.policy, &[]);
-        self.host.apply(entry.add())?;
-        self.entry = Some(entry);
-        Ok(())
-    }
-
-    /// Private networks that are named, and host addresses that ports are published at, may lie
-    /// behind other interfaces than the internet.
-    fn open_ways(&self, policy: &Policy) -> Result<(), NetworkError> {
-        let mut addresses: Vec<Ipv4Addr> = Vec::new();
-        for clause in policy.clauses() {
-            if let Destination::Addresses(ranges) = &clause.destination {
-                let first = ranges
-                    .as_slice()
-                    .iter()
-                    .map(|range| Ipv4Addr::from_bits(range.0 | 1));
-                addresses.extend(first.filter(|address| is_private(*address)));
-            }
-        }
-        Ok(self.host.open_ways(&addresses)?)
-    }
-
-    fn subscribe(&mut self) {
-        let mut subscription = Subscription::new(
-            Arc::clone(&self.policy),
-            self.subject.slot,
-            self.subject.generation,
-        );
-        subscription.ask_from = self.via.as_ref().map(|via| via.address());
-        self.subscriber = Some(self.host.gate.subscribe(self.address, subscription));
-    }
-
-    /// Set the limits of `policy` where they differ from `before`.
-    fn limit(&self, policy: &Policy, before: &Policy) -> Result<(), NetworkError> {
-        if policy.bandwidth == before.bandwidth {
+    /// Set the limits where they differ from those `before`.
+    fn limit(&self, wanted: Bandwidth, before: Bandwidth) -> Result<(), NetworkError> {
+        if wanted == before {
             return Ok(());
         }
         self.namespace.run(|| {
             let mut steps = Steps::new();
-            create::limit(&mut steps, policy.bandwidth, before.bandwidth);
+            create::limit(&mut steps, wanted, before);
             Links::open()?.run(steps)
         })??;
         Ok(())
@@ -438,21 +270,12 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for error in self.take_down() {
-            tracing::warn!(interface = %self.subject.interface, %error, "a network was not taken down whole");
+            let interface = &self.rules.subject.interface;
+            tracing::warn!(%interface, %error, "a network was not taken down whole");
         }
     }
-}
-
-/// All generations of one slot.
-const MARK_MASK: u32 = u32::MAX << GENERATION_BITS;
-
-/// Never zero, so that an unmarked flow is never taken for an approved one (slot 0 has marks too).
-fn next_generation(generation: u8) -> u8 {
-    generation.checked_add(1).unwrap_or(1)
 }
 
 pub(super) fn published(policy: &Policy, to: Ipv4Addr) -> Vec<(PublishedPort, Ipv4Addr)> {
     policy.publish.iter().map(|port| (*port, to)).collect()
 }
-
-const _: () = assert!(MAX_SLOT < 1 << (32 - GENERATION_BITS));

@@ -60,6 +60,11 @@ impl PublishedPort {
         })
     }
 
+    /// Whether both are the same port of the host, wherever they lead.
+    pub fn same_door(&self, other: &Self) -> bool {
+        (self.address, self.host, self.transport) == (other.address, other.host, other.transport)
+    }
+
     /// Whether both claim the same port of the host.
     pub fn collides(&self, other: &Self) -> bool {
         let same_address =

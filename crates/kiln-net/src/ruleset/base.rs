@@ -284,7 +284,18 @@ impl Base {
     fn outbound(&self) -> Vec<Rule> {
         let pair = [Field::InputInterface, Field::OutputInterface];
         let to_us = Rule::new().to_prefix(&self.prefix);
+        let not_to_us = Match::InterfacePrefix {
+            field: Field::OutputInterface,
+            prefix: self.prefix.clone(),
+            negate: true,
+        };
         vec![
+            // Before replies are accepted: nothing at all goes round the tunnel.
+            Rule::new()
+                .in_set(&[Field::InputInterface], PINNED)
+                .when(not_to_us)
+                .not_in_set(&pair, PINNED_OUT)
+                .drop(),
             Rule::new().when(Match::Reply).accept(),
             Rule::new().when(Match::Invalid).drop(),
             Rule::new().in_set(&pair, SHARED).accept(),
@@ -295,10 +306,6 @@ impl Base {
                 .equal(Field::DestinationPort, &443u16.to_be_bytes())
                 .drop(),
             to_us.goto("hairpin"),
-            Rule::new()
-                .in_set(&[Field::InputInterface], PINNED)
-                .not_in_set(&pair, PINNED_OUT)
-                .drop(),
             Rule::new()
                 .in_set(&[Field::Protocol], "transports")
                 .in_set(&[Field::DestinationPort], "dns_ports")

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::base::{
-    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SOURCES,
+    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED, SOURCES,
     VERIFIED,
 };
 use super::{
@@ -33,6 +33,8 @@ pub(crate) struct Subject {
     pub(crate) sources: Vec<Ipv4Addr>,
     /// The only interface its traffic may leave by, if it must.
     pub(crate) pinned_to: Option<InterfaceName>,
+    /// Whether its members, if it is a bridge, may talk to each other.
+    pub(crate) open_lan: bool,
     /// Published ports and the address behind each.
     pub(crate) published: Vec<(PublishedPort, Ipv4Addr)>,
 }
@@ -84,7 +86,7 @@ impl Entry {
         };
         entry.identify(subject);
         entry.pin(subject);
-        entry.publish(subject);
+        entry.publish(&subject.published);
         entry.judge(subject, policy, grants);
         if policy.verify_hosts {
             entry
@@ -94,10 +96,41 @@ impl Entry {
         entry
     }
 
+    /// The part that belongs to one address and the ports that lead to it.
+    pub(crate) fn of_source(
+        subject: &Subject,
+        source: Ipv4Addr,
+        published: &[(PublishedPort, Ipv4Addr)],
+    ) -> Self {
+        let mut entry = Self { sets: Vec::new(), chain: None, elements: Vec::new() };
+        entry.source(subject, source);
+        entry.publish(published);
+        entry
+    }
+
+    /// Add a part that is in force.
+    pub(crate) fn join(&mut self, part: &Self) {
+        self.elements.extend(part.elements.iter().cloned());
+    }
+
+    /// Forget a part that is no longer in force.
+    pub(crate) fn part(&mut self, part: &Self) {
+        self.elements.retain(|element| !part.elements.contains(element));
+    }
+
+    fn source(&mut self, subject: &Subject, source: Ipv4Addr) {
+        let key = [interface_key(&subject.interface), source.octets().to_vec()].concat();
+        self.elements.push((SOURCES, Element::key(key)));
+    }
+
     fn identify(&mut self, subject: &Subject) {
         for source in &subject.sources {
-            let key = [interface_key(&subject.interface), source.octets().to_vec()].concat();
-            self.elements.push((SOURCES, Element::key(key)));
+            self.source(subject, *source);
+        }
+        if subject.open_lan {
+            let interface = interface_key(&subject.interface);
+            let pair = [interface.clone(), interface].concat();
+            self.elements.push((SHARED, Element::key(pair)));
         }
         let mark = Data::Bytes(subject.mark().to_ne_bytes().to_vec());
         self.elements
@@ -116,8 +149,8 @@ impl Entry {
         ]);
     }
 
-    fn publish(&mut self, subject: &Subject) {
-        for (port, guest) in &subject.published {
+    fn publish(&mut self, published: &[(PublishedPort, Ipv4Addr)]) {
+        for (port, guest) in published {
             let data = [guest.octets(), padded_port(port.guest)].concat();
             let protocol = padded_protocol(port.transport.number());
             let key = [protocol, padded_port(port.host)].concat();

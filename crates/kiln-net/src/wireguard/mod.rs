@@ -1,29 +1,14 @@
-//! WireGuard egress (placeholder until routing exists).
-use crate::link::Links;
-use crate::netlink::NetlinkError;
-use crate::subnet::{Cidr, InterfaceName};
-use std::net::Ipv4Addr;
-/// A way out through a tunnel.
-#[derive(Debug)]
-pub struct Egress {
-    interface: InterfaceName,
-    address: Ipv4Addr,
-    mtu: u32,
-}
-impl Egress {
-    pub(crate) fn interface(&self) -> &InterfaceName {
-        &self.interface
-    }
-    pub(crate) fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-    pub(crate) fn mtu(&self) -> u32 {
-        self.mtu
-    }
-    pub(crate) fn claim(&self, _links: &mut Links, _from: Cidr) -> Result<(), NetlinkError> {
-        Ok(())
-    }
-    pub(crate) fn release(&self, _links: &mut Links, _from: Cidr) -> Result<(), NetlinkError> {
-        Ok(())
-    }
-}
+//! Sends sandboxes' traffic out through WireGuard: a tunnel of ours, made from wg-quick text, or
+//! one that exists already (A8).
+//!
+//! Owns the tunnel's device, its routing table and rules. Fails closed: first an unreachable route
+//! and the rule that points at it, then the tunnel. Keys travel by netlink only.
+
+mod config;
+mod device;
+mod egress;
+mod key;
+
+pub use config::{Config, ConfigError, Endpoint, Peer};
+pub use egress::{DEFAULT_TABLE, Egress, EgressSpec, Tunnel, WireGuardError};
+pub use key::Key;

@@ -105,6 +105,11 @@ impl Lab {
         self.host.run(|| sh(script)).unwrap()
     }
 
+    /// A path by which `ip` finds the internet's namespace.
+    pub fn internet_netns_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.internet.as_fd().as_raw_fd())
+    }
+
     pub fn internet_sh(&self, script: &str) -> String {
         self.internet.run(|| sh(script)).unwrap()
     }
