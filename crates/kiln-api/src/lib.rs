@@ -1,1 +1,53 @@
-//! kiln-api
+//! Kiln's REST contract, version 1, and its client.
+//!
+//! Owns the shapes that travel between a client and the daemon: requests, answers, errors, and
+//! the messages of a stream. Requests refuse fields they do not know, since a misspelt limit is a
+//! limit that is not applied; answers tolerate them, since a newer daemon may say more.
+//!
+//! It knows nothing of sandboxes beyond their shape, and holds no server code.
+//!
+//! # Endpoints
+//!
+//! | method and path | request | answer |
+//! |---|---|---|
+//! | `GET /v1/version` | | [`Version`] |
+//! | `GET /v1/info` | | [`HostInfo`] |
+//! | `GET /v1/sandboxes` | | array of [`Sandbox`], newest first |
+//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started |
+//! | `GET /v1/sandboxes/{key}` | | [`Sandbox`] |
+//! | `DELETE /v1/sandboxes/{key}?force=` | | 204 |
+//! | `POST /v1/sandboxes/{key}/start` | | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/stop` | [`StopSandbox`] | [`Sandbox`] |
+//! | `GET /v1/sandboxes/{key}/logs?follow=&tail=` | | bytes of the guest's console, chunked |
+//! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
+//! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
+//! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
+//! | WebSocket `/v1/run` | [`RunRequest`] | a stream |
+//! | `POST /v1/shutdown` | | 202 |
+//!
+//! `{key}` is an id, a unique prefix of one, or a name. Whatever fails answers with an
+//! [`ErrorBody`]. What travels on a stream is told in [`stream`].
+
+pub mod client;
+mod error;
+mod exec;
+mod host;
+mod sandbox;
+pub mod stream;
+
+pub use client::{Client, ClientError};
+pub use error::{ErrorBody, ErrorReport, code};
+pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
+pub use host::{Acceleration, HostInfo, Version};
+pub use sandbox::{
+    CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
+};
+
+/// Header by which each side tells the other the version of Kiln it is.
+///
+/// The daemon refuses a request that carries another version than its own; one without the header
+/// is taken as it is.
+pub const VERSION_HEADER: &str = "x-kiln-version";
+
+/// Number of the contract, the `v1` of every path.
+pub const API_VERSION: u32 = 1;

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::{Exit, MachineState};
+use crate::machine::{EngineKind, Exit, MachineState};
+use crate::validate::SpecFaults;
 
 /// The last words of a VMM and its guest, for error messages and post-mortems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub struct Diagnostics {
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// Every fault of the spec, together.
-    #[error("invalid machine: {}", .0.join("; "))]
-    Invalid(Vec<String>),
+    #[error("invalid machine: {0}")]
+    Invalid(SpecFaults),
     /// The program cannot be started.
     #[error("cannot start {program}")]
     Program {
@@ -120,5 +121,13 @@ pub enum AdoptError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// Another engine runs it.
+    #[error("machine {id} belongs to {engine:?}")]
+    OtherEngine {
+        /// Name of the machine.
+        id: String,
+        /// Who runs it.
+        engine: EngineKind,
     },
 }

@@ -11,13 +11,35 @@
 //! A machine outlives the process that started it: its [`MachineRecord`] is complete before the
 //! guest runs, and [`Engine::adopt`] takes a running machine over from the record alone.
 
+mod boot_cache;
+pub mod console;
+mod discard;
 mod error;
+pub mod fake;
+pub mod firecracker;
+mod instance;
 mod machine;
+mod output;
+pub mod probe;
+pub mod process;
+mod program;
+pub mod qemu;
+mod readable_fd;
+pub mod select;
+mod validate;
 
+pub use discard::discard;
 pub use error::{AdoptError, Diagnostics, MachineError, SpawnError};
 pub use machine::{
     Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
     Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
+};
+pub use program::ProgramError;
+pub use select::{
+    EnginePreference, Finding, SelectError, SelectOptions, Selection, Subject, select,
+};
+pub use validate::{
+    MAX_DISK_ID_BYTES, MAX_KERNEL_ARGS_BYTES, MAX_SOCKET_PATH_BYTES, SpecFault, SpecFaults,
 };
 
 /// Vsock port on the host that a Firecracker guest's agent dials (`KLN` on a telephone keypad,

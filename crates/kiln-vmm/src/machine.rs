@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
 
 /// Which program runs the machine.
@@ -202,14 +203,18 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// Its state as this process knows it.
     fn state(&self) -> MachineState;
 
+    /// What the guest printed so far, and what it prints from now on.
+    fn console(&self) -> ConsoleLog;
+
     /// Where its agent is met; `None` without [`MachineSpec::agent`].
     fn agent_endpoint(&self) -> Option<AgentEndpoint>;
 
     /// Configures the VMM and lets the guest run. Returns when the guest's processors run, not
-    /// when the guest is up.
+    /// when the guest is up. A machine is booted once, by the process that spawned it.
     ///
     /// # Errors
-    /// [`MachineError::Exited`] at once when the VMM dies, with its last output.
+    /// [`MachineError::Exited`] at once when the VMM dies, with its last output. After any error,
+    /// and after a call that was given up, close the machine.
     async fn boot(&self) -> Result<BootTimings, MachineError>;
 
     /// Halts the guest's processors.
@@ -230,7 +235,8 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// [`MachineError::Unsupported`], or a VMM that refuses.
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError>;
 
-    /// Waits until the VMM is gone. Cancel-safe; may be called by several tasks.
+    /// Waits until the VMM is gone and everything it printed has been taken. Cancel-safe; may be
+    /// called by several tasks.
     async fn wait(&self) -> Exit;
 
     /// The last output of the VMM itself and of the guest's console, for error messages.

@@ -1,3 +1,30 @@
-//! kiln
-#[allow(missing_docs)]
-pub mod exec;
+//! Run untrusted code in hardware-isolated microVMs.
+//!
+//! A [`Host`] owns a data directory and everything in it. It knows nothing of HTTP.
+
+mod agent;
+mod clock;
+mod config;
+mod console;
+mod engines;
+mod error;
+mod events;
+mod exec;
+mod guest;
+mod host;
+mod lock;
+mod material;
+mod recover;
+mod sandbox;
+mod store;
+
+pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+pub use console::ConsoleReader;
+pub use error::{Error, ErrorCode};
+pub use events::Event;
+pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
+pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession};
+pub use host::{Host, HostInfo};
+pub use kiln_image::{Progress, ProgressEvent, Silent};
+pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
+pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings};

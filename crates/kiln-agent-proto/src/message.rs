@@ -1,0 +1,594 @@
+//! What the frames hold.
+//!
+//! Field numbers are frozen; see the crate's documentation. Text that comes from the guest is
+//! for people only: nothing is decided by it.
+
+use prost::{Enumeration, Message, Oneof};
+
+/// First message of every stream, host to agent. A request that does not fit one frame comes as
+/// several, each with a [`RequestPart`]; together they hold one encoded `Request`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Request {
+    /// What is asked.
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 15")]
+    pub kind: Option<request::Kind>,
+}
+
+/// Parts of [`Request`].
+pub mod request {
+    use super::Oneof;
+
+    /// The operations.
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        /// Settle the version, tell the guest who and when it is.
+        #[prost(message, tag = "1")]
+        Hello(super::Hello),
+        /// Start a command and attach to it.
+        #[prost(message, tag = "2")]
+        Exec(super::Exec),
+        /// Attach to a session.
+        #[prost(message, tag = "3")]
+        Attach(super::Attach),
+        /// List the sessions.
+        #[prost(message, tag = "4")]
+        Sessions(super::ListSessions),
+        /// End a session with all its processes.
+        #[prost(message, tag = "5")]
+        Kill(super::Kill),
+        /// End the guest.
+        #[prost(message, tag = "6")]
+        Power(super::Power),
+        /// Ask for figures.
+        #[prost(message, tag = "7")]
+        Stats(super::GetStats),
+        /// Listen to events.
+        #[prost(message, tag = "8")]
+        Events(super::Subscribe),
+        /// A piece of a long request.
+        #[prost(message, tag = "15")]
+        Part(super::RequestPart),
+    }
+}
+
+/// A piece of a request that is longer than a frame.
+#[derive(Clone, PartialEq, Message)]
+pub struct RequestPart {
+    /// The next bytes of the encoded request.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+    /// Whether they are the last.
+    #[prost(bool, tag = "2")]
+    pub last: bool,
+}
+
+/// First operation of a connection.
+#[derive(Clone, PartialEq, Message)]
+pub struct Hello {
+    /// Oldest protocol version that the host speaks.
+    #[prost(uint32, tag = "1")]
+    pub min_version: u32,
+    /// Newest protocol version that the host speaks.
+    #[prost(uint32, tag = "2")]
+    pub max_version: u32,
+    /// The host's clock, nanoseconds since 1970; 0 leaves the guest's alone.
+    #[prost(uint64, tag = "3")]
+    pub clock_unix_ns: u64,
+    /// Random bytes for the guest's pool. A restored guest knows no other new ones.
+    #[prost(bytes = "vec", tag = "4")]
+    pub entropy: Vec<u8>,
+    /// Name of the guest; empty leaves it alone.
+    #[prost(string, tag = "5")]
+    pub hostname: String,
+}
+
+/// A command to run.
+#[derive(Clone, PartialEq, Message)]
+pub struct Exec {
+    /// Program and arguments.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub argv: Vec<Vec<u8>>,
+    /// Environment on top of the default.
+    #[prost(message, repeated, tag = "2")]
+    pub env: Vec<EnvVar>,
+    /// Working directory; the user's home when empty.
+    #[prost(bytes = "vec", tag = "3")]
+    pub cwd: Vec<u8>,
+    /// `name`, `uid`, `name:group` or `uid:gid`; root when empty.
+    #[prost(string, tag = "4")]
+    pub user: String,
+    /// Give it a terminal of this size.
+    #[prost(message, optional, tag = "5")]
+    pub tty: Option<WindowSize>,
+    /// Whether standard input is open.
+    #[prost(bool, tag = "6")]
+    pub stdin: bool,
+    /// End it when its client goes away.
+    #[prost(bool, tag = "7")]
+    pub kill_on_detach: bool,
+}
+
+/// One environment variable.
+#[derive(Clone, PartialEq, Message)]
+pub struct EnvVar {
+    /// Name.
+    #[prost(bytes = "vec", tag = "1")]
+    pub name: Vec<u8>,
+    /// Value.
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
+}
+
+/// Size of a terminal.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct WindowSize {
+    /// Lines.
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// Characters in a line.
+    #[prost(uint32, tag = "2")]
+    pub cols: u32,
+}
+
+/// Attach to a session; whoever was attached is replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Attach {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Offset of the first output byte that is wanted.
+    #[prost(uint64, tag = "2")]
+    pub from_offset: u64,
+}
+
+/// List the sessions.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ListSessions {}
+
+/// End a session with all its processes.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Kill {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+}
+
+/// How a guest ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum PowerMode {
+    /// Not said; treated as [`PowerMode::PowerOff`].
+    Unspecified = 0,
+    /// It is to stay off.
+    PowerOff = 1,
+    /// It is to be started again.
+    Reboot = 2,
+}
+
+/// End the guest: TERM to all, a grace time, KILL, sync, off.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Power {
+    /// How.
+    #[prost(enumeration = "PowerMode", tag = "1")]
+    pub mode: i32,
+    /// Time between TERM and KILL.
+    #[prost(uint32, tag = "2")]
+    pub grace_ms: u32,
+}
+
+/// Ask for figures.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GetStats {}
+
+/// Listen to events.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Subscribe {}
+
+/// First message of every stream, agent to host.
+#[derive(Clone, PartialEq, Message)]
+pub struct Reply {
+    /// The answer.
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub kind: Option<reply::Kind>,
+}
+
+/// Parts of [`Reply`].
+pub mod reply {
+    use super::Oneof;
+
+    /// The answers.
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        /// Refused or failed; nothing follows.
+        #[prost(message, tag = "1")]
+        Error(super::Error),
+        /// To a hello.
+        #[prost(message, tag = "2")]
+        Hello(super::HelloReply),
+        /// To an exec: it runs. [`super::SessionOutput`] follows.
+        #[prost(message, tag = "3")]
+        Started(super::Started),
+        /// To an attach. [`super::SessionOutput`] follows.
+        #[prost(message, tag = "4")]
+        Attached(super::Attached),
+        /// To a list; further ones follow until one says that it is the last.
+        #[prost(message, tag = "5")]
+        Sessions(super::SessionList),
+        /// Done; nothing more to say.
+        #[prost(message, tag = "6")]
+        Done(super::Done),
+        /// To a question for figures.
+        #[prost(message, tag = "7")]
+        Stats(super::Stats),
+    }
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum ErrorCode {
+    /// A code that this side does not know, or none.
+    Unspecified = 0,
+    /// The request makes no sense.
+    BadRequest = 1,
+    /// No version in common.
+    Version = 2,
+    /// An operation before the hello.
+    NoHello = 3,
+    /// The program does not exist: exit code 127.
+    NotFound = 4,
+    /// The program cannot be executed: exit code 126.
+    NotExecutable = 5,
+    /// The user or group does not exist.
+    NoSuchUser = 6,
+    /// The working directory does not exist or cannot be entered.
+    BadCwd = 7,
+    /// There is no such session, or not any more.
+    NoSuchSession = 8,
+    /// Too many sessions.
+    Busy = 9,
+    /// The guest is going down.
+    PoweringOff = 10,
+    /// The guest's system refused something.
+    Internal = 11,
+    /// Another client attached to the session.
+    Replaced = 12,
+    /// The client ignored a window.
+    Flooded = 13,
+}
+
+/// A failure.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Error {
+    /// What kind.
+    #[prost(enumeration = "ErrorCode", tag = "1")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// The agent introduces itself.
+#[derive(Clone, PartialEq, Message)]
+pub struct HelloReply {
+    /// The version settled on.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Release of the agent.
+    #[prost(string, tag = "2")]
+    pub agent: String,
+    /// Random; another one is another agent, whose sessions are others.
+    #[prost(fixed64, tag = "3")]
+    pub instance: u64,
+    /// When the agent reached the steps of its start.
+    #[prost(message, repeated, tag = "4")]
+    pub marks: Vec<Mark>,
+}
+
+/// A step of the agent's start.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Mark {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Microseconds since the guest's kernel started.
+    #[prost(uint64, tag = "2")]
+    pub uptime_us: u64,
+}
+
+/// A session has started.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Started {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Its process.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+}
+
+/// What a client has to know to go on with a session.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Attached {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Its process.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// Offset of the first output byte that follows.
+    #[prost(uint64, tag = "3")]
+    pub output_offset: u64,
+    /// Input messages received so far.
+    #[prost(uint64, tag = "4")]
+    pub input_frames: u64,
+    /// Bytes of standard input received so far.
+    #[prost(uint64, tag = "5")]
+    pub stdin_received: u64,
+    /// Bytes of standard input that the command has taken so far.
+    #[prost(uint64, tag = "6")]
+    pub stdin_taken: u64,
+    /// Whether it has a terminal.
+    #[prost(bool, tag = "7")]
+    pub tty: bool,
+}
+
+/// A piece of the list of sessions.
+#[derive(Clone, PartialEq, Message)]
+pub struct SessionList {
+    /// Sessions.
+    #[prost(message, repeated, tag = "1")]
+    pub sessions: Vec<SessionEntry>,
+    /// Whether the list is complete with these.
+    #[prost(bool, tag = "2")]
+    pub last: bool,
+}
+
+/// A session in a list.
+#[derive(Clone, PartialEq, Message)]
+pub struct SessionEntry {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// What it runs; cut when long.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub argv: Vec<Vec<u8>>,
+    /// Its process.
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    /// Whether it has a terminal.
+    #[prost(bool, tag = "4")]
+    pub tty: bool,
+    /// Whether a client is attached.
+    #[prost(bool, tag = "5")]
+    pub attached: bool,
+    /// How it ended, if it did.
+    #[prost(message, optional, tag = "6")]
+    pub exit: Option<Exited>,
+    /// How long it has run, or ran.
+    #[prost(uint64, tag = "7")]
+    pub age_ms: u64,
+}
+
+/// Done; nothing more to say.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Done {}
+
+/// Figures of the guest.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Stats {
+    /// Resident memory of the agent.
+    #[prost(uint64, tag = "1")]
+    pub agent_rss_kib: u64,
+    /// Since the kernel started.
+    #[prost(uint64, tag = "2")]
+    pub uptime_ms: u64,
+    /// Memory that the guest's kernel manages.
+    #[prost(uint64, tag = "3")]
+    pub mem_total_kib: u64,
+    /// Memory available to new programs.
+    #[prost(uint64, tag = "4")]
+    pub mem_available_kib: u64,
+    /// Sessions that run.
+    #[prost(uint32, tag = "5")]
+    pub sessions_running: u32,
+    /// Sessions that have ended and are kept.
+    #[prost(uint32, tag = "6")]
+    pub sessions_ended: u32,
+    /// Processes in the guest.
+    #[prost(uint32, tag = "7")]
+    pub processes: u32,
+    /// Load of the last minute, in hundredths.
+    #[prost(uint32, tag = "8")]
+    pub load1_centi: u32,
+}
+
+/// Host to agent, after [`Started`] or [`Attached`].
+#[derive(Clone, PartialEq, Message)]
+pub struct SessionInput {
+    /// What.
+    #[prost(oneof = "session_input::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    pub kind: Option<session_input::Kind>,
+}
+
+/// Parts of [`SessionInput`].
+pub mod session_input {
+    use super::Oneof;
+
+    /// The inputs. All but the last two are counted by both sides, so that after a break none is
+    /// lost and none comes twice.
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        /// Bytes for standard input.
+        #[prost(bytes, tag = "1")]
+        Stdin(Vec<u8>),
+        /// Standard input ends.
+        #[prost(message, tag = "2")]
+        StdinEof(super::Done),
+        /// The terminal has a new size.
+        #[prost(message, tag = "3")]
+        Resize(super::WindowSize),
+        /// A signal for the process group.
+        #[prost(uint32, tag = "4")]
+        Signal(u32),
+        /// The client has all output before this offset.
+        #[prost(uint64, tag = "5")]
+        OutputAck(u64),
+        /// The client goes away, on purpose.
+        #[prost(message, tag = "6")]
+        Detach(super::Done),
+    }
+}
+
+/// Agent to host, after [`Started`] or [`Attached`].
+#[derive(Clone, PartialEq, Message)]
+pub struct SessionOutput {
+    /// What.
+    #[prost(oneof = "session_output::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    pub kind: Option<session_output::Kind>,
+}
+
+/// Parts of [`SessionOutput`].
+pub mod session_output {
+    use super::Oneof;
+
+    /// The outputs.
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        /// Bytes of standard output, or of the terminal.
+        #[prost(bytes, tag = "1")]
+        Stdout(Vec<u8>),
+        /// Bytes of standard error.
+        #[prost(bytes, tag = "2")]
+        Stderr(Vec<u8>),
+        /// This many bytes of output, next in order, were dropped.
+        #[prost(uint64, tag = "3")]
+        Lost(u64),
+        /// It ended; nothing follows.
+        #[prost(message, tag = "4")]
+        Exited(super::Exited),
+        /// What became of the input.
+        #[prost(message, tag = "5")]
+        InputAck(super::InputAck),
+        /// The client is put out; nothing follows.
+        #[prost(message, tag = "6")]
+        Error(super::Error),
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Exited {
+    /// Its status, when `signal` is 0.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    #[prost(uint32, tag = "2")]
+    pub signal: u32,
+}
+
+/// How far the input has come.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct InputAck {
+    /// Counted input messages received.
+    #[prost(uint64, tag = "1")]
+    pub frames: u64,
+    /// Bytes of standard input that the command has taken, or refused for good.
+    #[prost(uint64, tag = "2")]
+    pub stdin_taken: u64,
+}
+
+/// Agent to host, after [`Done`] to a [`Subscribe`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Event {
+    /// What.
+    #[prost(oneof = "event::Kind", tags = "1")]
+    pub kind: Option<event::Kind>,
+}
+
+/// Parts of [`Event`].
+pub mod event {
+    use super::Oneof;
+
+    /// The events.
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        /// The guest is about to go down.
+        #[prost(message, tag = "1")]
+        PowerIntent(super::PowerIntent),
+    }
+}
+
+/// Who wanted the guest to go down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum PowerSource {
+    /// Not said.
+    Unspecified = 0,
+    /// The host, by [`Power`].
+    Host = 1,
+    /// A signal to process 1, as `poweroff` and `reboot` send it.
+    Guest = 2,
+    /// The host's Ctrl-Alt-Del.
+    CtrlAltDel = 3,
+}
+
+/// The guest is about to go down.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PowerIntent {
+    /// What was wanted.
+    #[prost(enumeration = "PowerMode", tag = "1")]
+    pub mode: i32,
+    /// By whom.
+    #[prost(enumeration = "PowerSource", tag = "2")]
+    pub source: i32,
+}
+
+impl Request {
+    /// A request of this kind.
+    #[must_use]
+    pub fn of(kind: request::Kind) -> Self {
+        Self { kind: Some(kind) }
+    }
+}
+
+impl Reply {
+    /// A reply of this kind.
+    #[must_use]
+    pub fn of(kind: reply::Kind) -> Self {
+        Self { kind: Some(kind) }
+    }
+
+    /// A failure.
+    #[must_use]
+    pub fn error(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::of(reply::Kind::Error(Error::new(code, message)))
+    }
+}
+
+impl Error {
+    /// A failure of this kind.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code: code as i32,
+            message: message.into(),
+        }
+    }
+}
+
+impl SessionInput {
+    /// An input of this kind.
+    #[must_use]
+    pub fn of(kind: session_input::Kind) -> Self {
+        Self { kind: Some(kind) }
+    }
+}
+
+impl SessionOutput {
+    /// An output of this kind.
+    #[must_use]
+    pub fn of(kind: session_output::Kind) -> Self {
+        Self { kind: Some(kind) }
+    }
+}

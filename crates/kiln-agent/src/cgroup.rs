@@ -1,0 +1,61 @@
+//! One control group per session, so that ending a session ends all of its processes, also
+//! those that left its process group.
+//!
+//! Where there are none (a kernel without cgroup2), the agent falls back to sessions and process
+//! groups; see [`crate::session::Session::kill`].
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Where the groups of the sessions are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Cgroups(PathBuf);
+
+impl Cgroups {
+    /// Uses `parent`, if it is a cgroup2 directory.
+    pub(crate) fn open(parent: &Path) -> Option<Self> {
+        let is_cgroup = parent.join("cgroup.procs").exists();
+        is_cgroup.then(|| Self(parent.to_owned()))
+    }
+
+    /// Makes the group of one session.
+    pub(crate) fn create(&self, session: u64) -> io::Result<Cgroup> {
+        let path = self.0.join(format!("kiln-session-{session}"));
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(Cgroup(path)),
+        }
+    }
+}
+
+/// The group of one session.
+#[derive(Debug)]
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Its `cgroup.procs`, for a process to join it.
+    pub(crate) fn procs(&self) -> io::Result<OwnedFd> {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(self.0.join("cgroup.procs"))?;
+        Ok(file.into())
+    }
+
+    /// Kills everything in it.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .open(self.0.join("cgroup.kill"))?;
+        io::Write::write_all(&mut file, b"1")
+    }
+
+    /// Removes it; `false` while something runs in it.
+    pub(crate) fn remove(&self) -> bool {
+        match fs::remove_dir(&self.0) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Starting one command: its user, environment, directory, terminal or pipes, and control group.
+//!
+//! Owns everything up to a running process. What becomes of it is for [`crate::session`].
+
+mod environment;
+mod program;
+mod user;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use kiln_agent_proto::message::{ErrorCode, Exec, WindowSize};
+use rustix::process::Pid;
+use rustix::pty::OpenptFlags;
+
+use crate::cgroup::Cgroup;
+use crate::sys::child::{self, ChildSetup};
+
+/// A command that cannot be started.
+#[derive(Debug)]
+pub(crate) struct SpawnError {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+}
+
+fn refuse<T>(code: ErrorCode, message: impl Into<String>) -> Result<T, SpawnError> {
+    Err(SpawnError {
+        code,
+        message: message.into(),
+    })
+}
+
+/// A command that runs, and our ends of its input and output.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: Pid,
+    pub(crate) io: SpawnedIo,
+}
+
+/// Our ends.
+#[derive(Debug)]
+pub(crate) enum SpawnedIo {
+    /// The terminal's.
+    Terminal(OwnedFd),
+    /// The pipes'.
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+}
+
+/// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
+pub(crate) fn spawn(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
+    let plan = plan(exec)?;
+    let (stdio, io) = match exec.tty {
+        Some(size) => terminal(size),
+        None => pipes(exec.stdin),
+    }
+    .or_else(|error| refuse(ErrorCode::Internal, format!("no pipe or terminal: {error}")))?;
+    let cgroup = cgroup.map(Cgroup::procs).transpose();
+    let cgroup = cgroup.or_else(|error| refuse(ErrorCode::Internal, error.to_string()))?;
+    let mut command = plan.command(stdio);
+    child::prepare(
+        &mut command,
+        ChildSetup {
+            terminal: exec.tty.is_some(),
+            cgroup,
+            uid: plan.user.uid,
+            gid: plan.user.gid,
+            groups: plan.user.groups.clone(),
+            cwd: plan.cwd.clone(),
+        },
+    );
+    let child = command.spawn().or_else(|error| plan.refused(&error))?;
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return refuse(ErrorCode::Internal, "the kernel gave an impossible pid");
+    };
+    Ok(Spawned { pid, io })
+}
+
+/// Everything that is settled before anything is made.
+struct Plan {
+    program: PathBuf,
+    argv: Vec<OsString>,
+    env: environment::Environment,
+    cwd: PathBuf,
+    user: user::User,
+}
+
+fn plan(exec: &Exec) -> Result<Plan, SpawnError> {
+    let Some(name) = exec.argv.first() else {
+        return refuse(ErrorCode::BadRequest, "no program given");
+    };
+    if exec.argv.iter().any(|arg| arg.contains(&0)) || exec.cwd.contains(&0) {
+        return refuse(ErrorCode::BadRequest, "an argument contains a NUL byte");
+    }
+    let user = user::resolve(Path::new("/etc"), &exec.user)
+        .or_else(|error| refuse(ErrorCode::NoSuchUser, error.to_string()))?;
+    let env = environment::build(&user, exec.tty.is_some(), &exec.env).or_else(|name| {
+        let text = format!("{name:?} cannot be an environment variable");
+        refuse(ErrorCode::BadRequest, text)
+    })?;
+    let cwd = working_directory(&exec.cwd, &user)?;
+    let path = env.iter().find(|(name, _)| name == "PATH");
+    let path = path.map_or(OsStr::new(""), |(_, value)| value);
+    let program = program::find(OsStr::from_bytes(name), path, &cwd).or_else(|error| {
+        let name = String::from_utf8_lossy(name);
+        match error {
+            program::ProgramError::NotFound => refuse(
+                ErrorCode::NotFound,
+                format!("{name}: not found in the guest"),
+            ),
+            program::ProgramError::NotExecutable => {
+                refuse(ErrorCode::NotExecutable, format!("{name}: not executable"))
+            }
+        }
+    })?;
+    let argv = exec.argv.iter().cloned().map(OsString::from_vec).collect();
+    Ok(Plan {
+        program,
+        argv,
+        env,
+        cwd,
+        user,
+    })
+}
+
+/// A home that does not exist is no reason to refuse; a directory that was asked for is.
+fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnError> {
+    if wanted.is_empty() {
+        let home = user.home.clone();
+        return Ok(if home.is_dir() {
+            home
+        } else {
+            PathBuf::from("/")
+        });
+    }
+    let cwd = Path::new("/").join(OsStr::from_bytes(wanted));
+    match std::fs::metadata(&cwd) {
+        Ok(meta) if meta.is_dir() => Ok(cwd),
+        Ok(_) => refuse(
+            ErrorCode::BadCwd,
+            format!("{}: not a directory", cwd.display()),
+        ),
+        Err(error) => refuse(ErrorCode::BadCwd, format!("{}: {error}", cwd.display())),
+    }
+}
+
+impl Plan {
+    fn command(&self, stdio: [Stdio; 3]) -> Command {
+        let [stdin, stdout, stderr] = stdio;
+        let mut command = Command::new(&self.program);
+        command
+            .arg0(&self.argv[0])
+            .args(&self.argv[1..])
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(stderr);
+        command
+    }
+
+    /// Why the kernel did not execute it.
+    fn refused<T>(&self, error: &io::Error) -> Result<T, SpawnError> {
+        let program = self.program.display();
+        if child::is_cwd_failure(error) {
+            let message = format!(
+                "{}: cannot enter it as {}",
+                self.cwd.display(),
+                self.user.name
+            );
+            return refuse(ErrorCode::BadCwd, message);
+        }
+        match error.kind() {
+            // It was there a moment ago: its interpreter is missing.
+            io::ErrorKind::NotFound => refuse(
+                ErrorCode::NotExecutable,
+                format!("{program}: its interpreter is missing"),
+            ),
+            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+                refuse(ErrorCode::Internal, format!("{program}: {error}"))
+            }
+            _ => refuse(ErrorCode::NotExecutable, format!("{program}: {error}")),
+        }
+    }
+}
+
+fn terminal(size: WindowSize) -> io::Result<([Stdio; 3], SpawnedIo)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    resize(&master, size)?;
+    let stdio = [
+        Stdio::from(slave.try_clone()?),
+        Stdio::from(slave.try_clone()?),
+        Stdio::from(slave),
+    ];
+    Ok((stdio, SpawnedIo::Terminal(master)))
+}
+
+/// Gives a terminal another size; its foreground process group gets SIGWINCH.
+pub(crate) fn resize(terminal: impl std::os::fd::AsFd, size: WindowSize) -> io::Result<()> {
+    let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    let size = rustix::termios::Winsize {
+        ws_row: clamp(size.rows),
+        ws_col: clamp(size.cols),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
+}
+
+fn pipes(stdin: bool) -> io::Result<([Stdio; 3], SpawnedIo)> {
+    let (theirs_in, ours_in) = if stdin {
+        let (read, write) = pipe()?;
+        (Stdio::from(read), Some(write))
+    } else {
+        (Stdio::from(File::open("/dev/null")?), None)
+    };
+    let (stdout, theirs_out) = pipe()?;
+    let (stderr, theirs_err) = pipe()?;
+    let stdio = [theirs_in, Stdio::from(theirs_out), Stdio::from(theirs_err)];
+    let ours = SpawnedIo::Pipes {
+        stdin: ours_in,
+        stdout,
+        stderr,
+    };
+    Ok((stdio, ours))
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}

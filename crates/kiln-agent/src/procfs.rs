@@ -1,0 +1,79 @@
+//! What `/proc` says about the guest's processes and memory.
+
+use std::fs;
+
+use rustix::process::Pid;
+
+/// All processes with user memory, without process 1 and without the agent.
+pub(crate) fn user_processes() -> Vec<Pid> {
+    let own = rustix::process::getpid();
+    processes()
+        .filter(|&pid| pid != own && pid != Pid::INIT && !is_kernel_thread(pid))
+        .collect()
+}
+
+/// The processes of the terminal session that `leader` leads, without itself.
+pub(crate) fn session_members(leader: Pid) -> Vec<Pid> {
+    processes()
+        .filter(|&pid| pid != leader && session_of(pid) == Some(leader))
+        .collect()
+}
+
+/// How many processes there are.
+pub(crate) fn count() -> u32 {
+    processes().count() as u32
+}
+
+fn processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+/// Field 6 of `/proc/<pid>/stat`. The name in field 2 may contain anything, also brackets.
+fn session_of(pid: Pid) -> Option<Pid> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.iter().rposition(|&b| b == b')')? + 1;
+    let rest = String::from_utf8_lossy(&stat[after_name..]).into_owned();
+    Pid::from_raw(rest.split_whitespace().nth(3)?.parse().ok()?)
+}
+
+fn is_kernel_thread(pid: Pid) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+}
+
+/// Resident memory of this process in KiB. Not from `status`, which is only roughly right.
+pub(crate) fn own_rss_kib() -> u64 {
+    kib_field("/proc/self/smaps_rollup", "Rss:").unwrap_or(0)
+}
+
+/// A field of `/proc/meminfo` in KiB.
+pub(crate) fn memory_kib(field: &str) -> u64 {
+    kib_field("/proc/meminfo", field).unwrap_or(0)
+}
+
+fn kib_field(path: &str, field: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Load of the last minute, in hundredths.
+pub(crate) fn load1_centi() -> u32 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = text.split_whitespace().next().unwrap_or_default();
+    first.replace('.', "").parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_processes_memory_and_a_load() {
+        assert!(count() > 1);
+        assert!(own_rss_kib() > 100);
+        assert!(memory_kib("MemTotal:") > 1000);
+        let own = rustix::process::getpid();
+        assert_eq!(session_of(own), rustix::process::getsid(None).ok());
+    }
+}

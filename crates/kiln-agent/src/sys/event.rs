@@ -1,0 +1,17 @@
+//! Registering descriptors with the event loop.
+#![allow(
+    unsafe_code,
+    reason = "tokio cannot know that a type keeps its descriptor"
+)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::unix::AsyncFd;
+
+/// Registers `fd`, which the caller has made non-blocking.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped.
+    let registered = unsafe { AsyncFd::register(fd) };
+    Ok(registered?)
+}

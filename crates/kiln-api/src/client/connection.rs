@@ -1,0 +1,150 @@
+//! One request on one connection.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    http::request,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
+
+use super::ClientError;
+use crate::{ErrorBody, VERSION_HEADER};
+
+/// Largest answer that is read whole: thousands of sandboxes fit.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+pub(super) type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+pub(super) type Answer = Response<Incoming>;
+
+pub(super) fn body<T: Serialize>(request: &T) -> Result<Vec<u8>, ClientError> {
+    serde_json::to_vec(request).map_err(ClientError::Encode)
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(socket)
+        .await
+        .map_err(|source| ClientError::Connect {
+            socket: socket.to_owned(),
+            source,
+        })
+}
+
+pub(super) async fn send(
+    socket: &Path,
+    version: Option<&str>,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<Answer, ClientError> {
+    let mut builder = request(version, method, path);
+    if body.is_some() {
+        builder = builder.header(header::CONTENT_TYPE, "application/json");
+    }
+    exchange(socket, builder, body.unwrap_or_default()).await
+}
+
+/// Turns a connection into a WebSocket's.
+pub(super) async fn upgrade(
+    socket: &Path,
+    version: Option<&str>,
+    path: &str,
+) -> Result<Upgraded, ClientError> {
+    let key = generate_key();
+    let builder = request(version, Method::GET, path)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, &key);
+    let response = exchange(socket, builder, Vec::new()).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = accepted(response).await?.status();
+        return Err(ClientError::answer(format!(
+            "status {status} instead of a stream"
+        )));
+    }
+    let accepts = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+    if accepts.map(HeaderValue::as_bytes) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+        return Err(ClientError::answer(
+            "a stream that is not the one asked for",
+        ));
+    }
+    hyper::upgrade::on(response)
+        .await
+        .map(TokioIo::new)
+        .map_err(ClientError::lost)
+}
+
+async fn exchange(
+    socket: &Path,
+    builder: request::Builder,
+    body: Vec<u8>,
+) -> Result<Answer, ClientError> {
+    // A user's text is in the path at most, and is escaped there.
+    let request = builder
+        .body(Full::<Bytes>::from(body))
+        .map_err(|_| ClientError::answer("the request has no valid form in HTTP"))?;
+    let stream = TokioIo::new(connect(socket).await?);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+        .await
+        .map_err(ClientError::lost)?;
+    // Ends by itself with the connection; its error is also the request's.
+    tokio::spawn(connection.with_upgrades());
+    sender
+        .send_request(request)
+        .await
+        .map_err(ClientError::lost)
+}
+
+fn request(version: Option<&str>, method: Method, path: &str) -> request::Builder {
+    let builder = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "kiln");
+    match version {
+        Some(version) => builder.header(VERSION_HEADER, version),
+        None => builder,
+    }
+}
+
+/// The answer if it is a good one, else the refusal it carries.
+pub(super) async fn accepted(response: Answer) -> Result<Answer, ClientError> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    Err(refusal(status, &read(response).await?))
+}
+
+/// A refusal from its status and body.
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => ClientError::Refused {
+            status: Some(status),
+            report: body.error,
+        },
+        Err(_) => ClientError::answer(format!("status {status} without the reason")),
+    }
+}
+
+pub(super) async fn read_json<T: DeserializeOwned>(response: Answer) -> Result<T, ClientError> {
+    serde_json::from_slice(&read(response).await?).map_err(|source| ClientError::Answer {
+        what: "JSON of another shape".to_owned(),
+        source: Some(Box::new(source)),
+    })
+}
+
+async fn read(response: Answer) -> Result<Bytes, ClientError> {
+    Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|source| ClientError::Lost(Some(source)))
+}

@@ -1,0 +1,263 @@
+//! A client of the daemon over its Unix socket.
+//!
+//! Each request has a connection of its own: connecting costs microseconds, and a broken
+//! connection then never means more than the one request.
+
+mod connection;
+mod error;
+mod exec_stream;
+mod log_stream;
+
+use std::path::{Path, PathBuf};
+
+use hyper::Method;
+use serde::de::DeserializeOwned;
+
+pub use error::ClientError;
+pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
+pub use log_stream::LogStream;
+
+use crate::{
+    AttachRequest, CreateSandbox, ExecRequest, HostInfo, RunRequest, Sandbox, Session, StopSandbox,
+    Version,
+};
+
+/// Talks to the daemon behind one socket. Cheap to clone.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), kiln_api::ClientError> {
+/// let client = kiln_api::Client::new("/run/kiln/kiln.sock");
+/// for sandbox in client.list().await? {
+///     println!("{} {}", sandbox.id, sandbox.state.as_str());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    version: Option<String>,
+}
+
+impl Client {
+    /// A client of the daemon behind `socket`. Does not connect yet.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            version: None,
+        }
+    }
+
+    /// Has the daemon refuse everything unless it is exactly this version.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into());
+        self
+    }
+
+    /// The socket it connects to.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Who answers. Works across versions.
+    ///
+    /// # Errors
+    /// When the daemon cannot be reached or does not answer by the contract.
+    pub async fn version(&self) -> Result<Version, ClientError> {
+        self.json(Method::GET, "/v1/version", None).await
+    }
+
+    /// What the daemon can do here.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn info(&self) -> Result<HostInfo, ClientError> {
+        self.json(Method::GET, "/v1/info", None).await
+    }
+
+    /// All sandboxes, newest first.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn list(&self) -> Result<Vec<Sandbox>, ClientError> {
+        self.json(Method::GET, "/v1/sandboxes", None).await
+    }
+
+    /// Creates a sandbox without starting it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, ClientError> {
+        self.json(
+            Method::POST,
+            "/v1/sandboxes",
+            Some(connection::body(request)?),
+        )
+        .await
+    }
+
+    /// One sandbox.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn get(&self, key: &str) -> Result<Sandbox, ClientError> {
+        self.json(Method::GET, &sandbox_path(key, ""), None).await
+    }
+
+    /// Starts a sandbox and waits until it is up.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn start(&self, key: &str) -> Result<Sandbox, ClientError> {
+        self.json(Method::POST, &sandbox_path(key, "/start"), None)
+            .await
+    }
+
+    /// Stops a sandbox and waits until it is down. One that is down already stays so.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn stop(&self, key: &str, request: StopSandbox) -> Result<Sandbox, ClientError> {
+        let body = connection::body(&request)?;
+        self.json(Method::POST, &sandbox_path(key, "/stop"), Some(body))
+            .await
+    }
+
+    /// Removes a sandbox and all it wrote; with `force` also one that is up.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn remove(&self, key: &str, force: bool) -> Result<(), ClientError> {
+        let path = sandbox_path(key, if force { "?force=true" } else { "" });
+        self.done(Method::DELETE, &path).await
+    }
+
+    /// Commands that run in a sandbox, or ended there.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn sessions(&self, key: &str) -> Result<Vec<Session>, ClientError> {
+        self.json(Method::GET, &sandbox_path(key, "/sessions"), None)
+            .await
+    }
+
+    /// The guest's console: its last `tail` lines, or all that is kept; with `follow` also what
+    /// comes.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn logs(
+        &self,
+        key: &str,
+        follow: bool,
+        tail: Option<u32>,
+    ) -> Result<LogStream, ClientError> {
+        let mut path = sandbox_path(key, &format!("/logs?follow={follow}"));
+        if let Some(lines) = tail {
+            path.push_str(&format!("&tail={lines}"));
+        }
+        let response = self.send(Method::GET, &path, None).await?;
+        Ok(LogStream::new(connection::accepted(response).await?))
+    }
+
+    /// Runs a command in a sandbox that is up.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn exec(&self, key: &str, request: &ExecRequest) -> Result<ExecStream, ClientError> {
+        self.stream(&sandbox_path(key, "/exec"), request).await
+    }
+
+    /// Goes back to a command that runs.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn attach(&self, key: &str, session: u64) -> Result<ExecStream, ClientError> {
+        let path = sandbox_path(key, &format!("/sessions/{session}/attach"));
+        self.stream(&path, &AttachRequest {}).await
+    }
+
+    /// Creates and starts a sandbox, runs a command in it, and removes it; the stream tells of
+    /// every step. Unless the request keeps it, the sandbox is removed when the stream breaks.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn run(&self, request: &RunRequest) -> Result<ExecStream, ClientError> {
+        self.stream("/v1/run", request).await
+    }
+
+    /// Has the daemon end. Its machines run on. Works across versions.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn shutdown(&self) -> Result<(), ClientError> {
+        self.done(Method::POST, "/v1/shutdown").await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, ClientError> {
+        let response = self.send(method, path, body).await?;
+        connection::read_json(connection::accepted(response).await?).await
+    }
+
+    async fn done(&self, method: Method, path: &str) -> Result<(), ClientError> {
+        let response = self.send(method, path, None).await?;
+        connection::accepted(response).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<connection::Answer, ClientError> {
+        connection::send(&self.socket, self.version.as_deref(), method, path, body).await
+    }
+
+    async fn stream<T: serde::Serialize + Sync>(
+        &self,
+        path: &str,
+        request: &T,
+    ) -> Result<ExecStream, ClientError> {
+        let request = connection::body(request)?;
+        ExecStream::open(&self.socket, self.version.as_deref(), path, request).await
+    }
+}
+
+/// Path of a sandbox's resource; `key` is escaped, since it comes from a user.
+fn sandbox_path(key: &str, rest: &str) -> String {
+    let mut path = String::from("/v1/sandboxes/");
+    for byte in key.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
+            // A dot is escaped too: `..` would name another resource.
+            other => path.push_str(&format!("%{other:02X}")),
+        }
+    }
+    path.push_str(rest);
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sandbox_path;
+
+    #[test]
+    fn a_key_never_leaves_its_segment() {
+        assert_eq!(
+            sandbox_path("web-1_a", "/exec"),
+            "/v1/sandboxes/web-1_a/exec"
+        );
+        assert_eq!(
+            sandbox_path("../x?y#z ü", ""),
+            "/v1/sandboxes/%2E%2E%2Fx%3Fy%23z%20%C3%BC"
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! What can be typed.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use kiln_api::{EnginePreference, ErrorReport};
+
+use crate::{command, failure::FAILED, output::Output};
+
+/// Run untrusted code in microVMs.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kiln",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit codes of run, exec and attach: the command's own; 125 when Kiln fails; 126 \
+                  when the command cannot be executed; 127 when it is not found; 128 + n when \
+                  signal n ends it. All other commands: 0 or 125."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Understands what was typed.
+    pub(crate) fn parse_words(typed: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut cli = Self::try_parse_from(&typed)?;
+        if let Command::Run(args) = &mut cli.command {
+            args.tell_image_from_command(&typed);
+        }
+        Ok(cli)
+    }
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where images, disks and state are kept [default: /var/lib/kiln, or ~/.local/share/kiln]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_DATA_DIR",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The daemon's socket [default: kiln.sock in the runtime directory]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_SOCKET",
+        value_name = "PATH",
+        hide_env_values = true
+    )]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print JSON; errors, warnings and timings too, one object per line on standard error
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Tell what happens on the way
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Engine {
+    /// The best that works here.
+    Auto,
+    /// Firecracker or nothing.
+    Firecracker,
+    /// QEMU or nothing.
+    Qemu,
+}
+
+impl From<Engine> for EnginePreference {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Auto => Self::Auto,
+            Engine::Firecracker => Self::Firecracker,
+            Engine::Qemu => Self::Qemu,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<command::run::RunArgs>),
+    #[command(visible_alias = "ls", alias = "list")]
+    Ps(command::ps::PsArgs),
+    Exec(command::exec::ExecArgs),
+    Attach(command::attach::AttachArgs),
+    Start(command::start::StartArgs),
+    Stop(command::stop::StopArgs),
+    #[command(visible_alias = "remove")]
+    Rm(command::rm::RmArgs),
+    Logs(command::logs::LogsArgs),
+    Info(command::info::InfoArgs),
+    Version(command::version::VersionArgs),
+    Daemon(command::daemon::DaemonArgs),
+}
+
+/// Says why the arguments are not understood, or the help that they ask for.
+pub(crate) fn refuse(error: &clap::Error, typed: &[OsString]) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        // Nobody reads it: then nobody misses it.
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
+    // What was understood of the arguments is lost with the error, so look at them again. What
+    // follows `--` is not ours.
+    let json = typed
+        .iter()
+        .take_while(|word| *word != "--")
+        .any(|word| word == "--json");
+    if json {
+        let text = error.render().to_string();
+        let message = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ");
+        let report = ErrorReport::new("USAGE", message).with_hint("see `kiln --help`");
+        Output::new(true, false).failure(&report);
+    } else {
+        drop(error.print());
+    }
+    ExitCode::from(FAILED)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

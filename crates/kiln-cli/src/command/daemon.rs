@@ -1,0 +1,145 @@
+//! `kiln daemon`.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use clap::Args;
+use kiln_daemon::{Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError};
+use rustix::{fs::Mode, process};
+use tokio::runtime::{Builder, Runtime};
+
+use super::shared::is_not_running;
+use crate::{
+    Failure, Output,
+    place::Place,
+    start::{Daemon, Readiness, error_line},
+};
+
+/// A daemon that a command started ends after this long without clients and machines.
+const IDLE_EXIT_S: u64 = 300;
+/// What requests under way are given when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What tasks that nobody waits for any more are given to stop where they are.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+/// How long a daemon that was asked to end may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// Threads that serve clients; what blocks has threads of its own.
+const WORKERS: usize = 2;
+
+/// Be the daemon, or start or stop it
+///
+/// Every command that needs the daemon starts it in the background by itself. Machines run on when
+/// it ends, and the next one finds them.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Start it in the background and return when it serves
+    #[arg(long, conflicts_with = "stop")]
+    background: bool,
+    /// End the one that runs
+    #[arg(long)]
+    stop: bool,
+    /// End by itself after this long without clients and machines; 0 for never [default: 0, in the
+    /// background 300]
+    #[arg(long, value_name = "SECONDS", env = "KILN_IDLE_EXIT")]
+    idle_exit: Option<u64>,
+    /// Be what --background starts
+    #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
+    detached: bool,
+}
+
+pub(crate) fn run(args: &DaemonArgs, place: &Place, output: &Output) -> Result<u8, Failure> {
+    let client = Daemon::at(place);
+    if args.stop {
+        return one_thread()?.block_on(stop(&client, output));
+    }
+    if args.background {
+        one_thread()?.block_on(client.start())?;
+        return Ok(0);
+    }
+    let result = be_the_daemon(args, place);
+    if args.detached
+        && let Err(failure) = &result
+    {
+        // Whoever started us reads it, unless we were ready before; then nobody does.
+        drop(writeln!(io::stdout(), "{}", error_line(&failure.report())));
+    }
+    result
+}
+
+fn be_the_daemon(args: &DaemonArgs, place: &Place) -> Result<u8, Failure> {
+    if args.detached {
+        detach(place)?;
+    } else {
+        kiln_daemon::log::to_stderr();
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(Failure::io("start a runtime"))?;
+    let lock = runtime.block_on(DaemonLock::take(&place.socket))?;
+    let result = runtime.block_on(serve(args, place, &lock));
+    // Whatever a task still holds of the host is given up before the place is.
+    runtime.shutdown_timeout(LAST_TASKS);
+    drop(lock);
+    result
+}
+
+fn one_thread() -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::io("start a runtime"))
+}
+
+async fn stop(daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    match daemon.client.shutdown().await {
+        Ok(()) => {}
+        Err(error) if is_not_running(&error) => output.detail("no daemon runs"),
+        Err(error) => return Err(error.into()),
+    }
+    // Also when it does not answer: one that is about to end is waited for.
+    let ended = kiln_daemon::wait_for_end(daemon.client.socket(), STOP_DEADLINE).await;
+    ended.map_err(OpenError::from)?;
+    Ok(0)
+}
+
+/// Becomes the daemon that a command has started: of a session of its own, so that the command's
+/// terminal does not matter to it.
+fn detach(place: &Place) -> Result<(), Failure> {
+    // Fails only for one that leads a group already, and that is then as good.
+    let _ = process::setsid();
+    process::umask(Mode::from_raw_mode(0o077));
+    kiln_daemon::log::to_file(&place.log()).map_err(Failure::io("open the daemon's log"))
+}
+
+async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8, Failure> {
+    let default = if args.detached { IDLE_EXIT_S } else { 0 };
+    let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
+    let config = DaemonConfig {
+        host: HostConfig::new(&place.data_dir, &place.runtime_dir),
+        idle_exit: idle_exit.map(Duration::from_secs),
+        drain: DRAIN,
+    };
+    let server = Server::open(config, lock).await?;
+    if args.detached {
+        tell_ready().map_err(Failure::io("tell that the daemon is ready"))?;
+    }
+    server.serve().await?;
+    Ok(0)
+}
+
+/// Tells whoever started us, and lets go of the pipe to it.
+fn tell_ready() -> io::Result<()> {
+    let line = serde_json::to_string(&Readiness::Ready {
+        pid: std::process::id(),
+    })?;
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()?;
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The commands, one file each, and what several of them share.
+
+pub(crate) mod attach;
+pub(crate) mod daemon;
+pub(crate) mod exec;
+pub(crate) mod info;
+pub(crate) mod logs;
+pub(crate) mod ps;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod start;
+pub(crate) mod stop;
+pub(crate) mod version;
+
+mod shared;
+
+use tokio::runtime::Builder;
+
+use crate::{
+    Failure, Output,
+    cli::{Cli, Command},
+    place::Place,
+    start::Daemon,
+};
+
+/// Runs a command; its exit code.
+pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
+    let place = Place::of(&cli.global)?;
+    if let Command::Daemon(args) = cli.command {
+        return daemon::run(&args, &place, output);
+    }
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::io("start a runtime"))?;
+    let code = runtime.block_on(dispatch(cli.command, &Daemon::at(&place), output));
+    // Not dropped: that would wait for what blocks on standard input.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    match command {
+        Command::Run(args) => run::run(*args, daemon, output).await,
+        Command::Exec(args) => exec::run(args, daemon, output).await,
+        Command::Attach(args) => attach::run(args, daemon, output).await,
+        Command::Ps(args) => ps::run(&args, daemon, output).await,
+        Command::Start(args) => start::run(&args, daemon, output).await,
+        Command::Stop(args) => stop::run(&args, daemon, output).await,
+        Command::Rm(args) => rm::run(&args, daemon, output).await,
+        Command::Logs(args) => logs::run(&args, daemon).await,
+        Command::Info(args) => info::run(&args, daemon, output).await,
+        Command::Version(args) => version::run(&args, daemon, output).await,
+        // Has a runtime of its own.
+        Command::Daemon(_) => Ok(0),
+    }
+}

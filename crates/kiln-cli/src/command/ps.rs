@@ -1,0 +1,98 @@
+//! `kiln ps`.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use kiln_api::{EngineKind, Sandbox};
+
+use crate::{Failure, Output, output::table, start::Daemon};
+
+/// List sandboxes
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Print ids only
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(crate) async fn run(
+    args: &PsArgs,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let sandboxes = daemon.ask(async |client| client.list().await).await?;
+    if args.quiet {
+        sandboxes
+            .iter()
+            .for_each(|sandbox| output.line(&sandbox.id));
+    } else {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        output.line(&render(&sandboxes, now));
+    }
+    output.object(&sandboxes);
+    Ok(0)
+}
+
+fn render(sandboxes: &[Sandbox], now_ms: u64) -> String {
+    let mut rows = vec![
+        [
+            "ID", "NAME", "IMAGE", "STATE", "ENGINE", "CPUS", "MEM", "AGE",
+        ]
+        .map(str::to_owned),
+    ];
+    rows.extend(sandboxes.iter().map(|it| {
+        [
+            it.id.clone(),
+            it.name.clone().unwrap_or_else(|| "-".to_owned()),
+            it.image.clone(),
+            it.state.as_str().to_owned(),
+            it.engine.map_or("-", EngineKind::as_str).to_owned(),
+            it.vcpus.to_string(),
+            format!("{}M", it.mem_mib),
+            table::age(now_ms.saturating_sub(it.created_at_ms)),
+        ]
+    }));
+    table::align(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_api::SandboxState;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_aligned() {
+        let sandbox = Sandbox {
+            id: "abcdef012345".into(),
+            name: Some("web".into()),
+            image: "default".into(),
+            state: SandboxState::Running,
+            engine: Some(EngineKind::Qemu),
+            vcpus: 1,
+            mem_mib: 512,
+            disk_mib: 10240,
+            tmpfs: false,
+            created_at_ms: 1_000,
+            started_at_ms: None,
+            reason: None,
+            pid: None,
+            warnings: vec![],
+            timings: None,
+        };
+        let other = Sandbox {
+            id: "b".into(),
+            name: None,
+            engine: None,
+            ..sandbox.clone()
+        };
+        assert_eq!(
+            render(&[sandbox, other], 91_000),
+            "ID            NAME  IMAGE    STATE    ENGINE  CPUS  MEM   AGE\n\
+             abcdef012345  web   default  running  qemu    1     512M  90s\n\
+             b             -     default  running  -       1     512M  90s"
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! What `run` and `exec` take alike, and doing one thing to several sandboxes.
+
+use std::{io::IsTerminal, str::FromStr};
+
+use clap::Args;
+use kiln_api::{ClientError, ExecRequest};
+use serde::Serialize;
+
+use crate::{Failure, Output, session::terminal};
+
+/// How a command runs.
+#[derive(Debug, Args)]
+pub(crate) struct CommandArgs {
+    /// Set a variable of the environment; NAME alone takes its value from here
+    #[arg(long, short, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<Variable>,
+    /// Working directory
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User, by name or number, and group: USER[:GROUP]
+    #[arg(long, short, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Pass standard input on even from a terminal; a pipe or a file is always passed on
+    /// (`</dev/null` keeps it out)
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+}
+
+/// A variable of the environment, as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Variable {
+    name: String,
+    value: Option<String>,
+}
+
+impl FromStr for Variable {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text, None),
+        };
+        if name.is_empty() {
+            return Err("the name is empty");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            value,
+        })
+    }
+}
+
+impl Variable {
+    /// With its value; nothing when it should come from here and is not set.
+    fn resolve(self) -> Option<(String, String)> {
+        let value = self.value.or_else(|| std::env::var(&self.name).ok())?;
+        Some((self.name, value))
+    }
+}
+
+impl CommandArgs {
+    /// What is asked of the daemon. `shell` says that a terminal at both ends is reason enough to
+    /// give the command one too.
+    pub(crate) fn request(self, argv: Vec<String>, shell: bool) -> ExecRequest {
+        let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let tty = self.tty || (shell && at_terminal);
+        let mut env: Vec<_> = self.env.into_iter().filter_map(Variable::resolve).collect();
+        if tty && let Ok(term) = std::env::var("TERM") {
+            // First, so that one that was typed wins.
+            env.insert(0, ("TERM".to_owned(), term));
+        }
+        ExecRequest {
+            argv,
+            env,
+            cwd: self.workdir,
+            user: self.user,
+            tty: tty.then(terminal::size),
+            stdin: self.interactive || tty || terminal::stdin_is_data(),
+            kill_on_detach: true,
+        }
+    }
+}
+
+/// What became of one of several.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    sandbox: &'a str,
+    ok: bool,
+}
+
+/// Does something to each; tells every failure and goes on.
+pub(crate) async fn for_each(
+    keys: &[String],
+    output: &Output,
+    action: impl AsyncFn(&str) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let mut outcomes = Vec::with_capacity(keys.len());
+    let mut last = None;
+    for key in keys {
+        let result = action(key).await;
+        outcomes.push(Outcome {
+            sandbox: key,
+            ok: result.is_ok(),
+        });
+        match result {
+            Ok(()) => output.line(key),
+            Err(failure) => {
+                // The last is told by main; so a single one is told once.
+                if let Some(earlier) = last.replace(failure) {
+                    output.failure(&Failure::report(&earlier));
+                }
+            }
+        }
+    }
+    output.object(&outcomes);
+    let failed = outcomes.iter().filter(|outcome| !outcome.ok).count();
+    match last {
+        None => Ok(0),
+        Some(only) if failed == 1 => Err(only),
+        Some(last) => {
+            output.failure(&last.report());
+            Err(Failure::Several {
+                failed,
+                asked: keys.len(),
+            })
+        }
+    }
+}
+
+/// Whether a failure says that there is no daemon.
+pub(crate) fn is_not_running(error: &ClientError) -> bool {
+    error.is_not_running()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_split_at_the_first_equals_sign() {
+        let typed = |text: &str| text.parse::<Variable>();
+        let set = |name: &str, value: &str| Variable {
+            name: name.into(),
+            value: Some(value.into()),
+        };
+        assert_eq!(typed("A=b=c"), Ok(set("A", "b=c")));
+        assert_eq!(typed("A="), Ok(set("A", "")));
+        assert_eq!(
+            typed("A"),
+            Ok(Variable {
+                name: "A".into(),
+                value: None
+            })
+        );
+        assert!(typed("=b").is_err());
+    }
+}

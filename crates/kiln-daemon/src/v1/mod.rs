@@ -1,0 +1,56 @@
+//! What the paths mean, one file per resource.
+
+pub(crate) mod convert;
+mod exec;
+mod host;
+mod logs;
+mod run;
+mod sandboxes;
+
+use axum::{
+    Router, middleware,
+    routing::{get, post},
+};
+use kiln::Host;
+
+use crate::{
+    http::{auth, error::ApiError},
+    lifetime::Lifetime,
+};
+
+/// What every handler is given.
+#[derive(Clone, Debug)]
+pub(crate) struct App {
+    pub(crate) host: Host,
+    pub(crate) lifetime: Lifetime,
+}
+
+pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
+    let admit = middleware::from_fn_with_state(lifetime.clone(), auth::admit);
+    Router::new()
+        .route("/v1/version", get(host::version))
+        .route("/v1/info", get(host::info))
+        .route("/v1/shutdown", post(host::shutdown))
+        .route("/v1/run", get(run::run))
+        .route(
+            "/v1/sandboxes",
+            get(sandboxes::list).post(sandboxes::create),
+        )
+        .route(
+            "/v1/sandboxes/{key}",
+            get(sandboxes::get).delete(sandboxes::remove),
+        )
+        .route("/v1/sandboxes/{key}/start", post(sandboxes::start))
+        .route("/v1/sandboxes/{key}/stop", post(sandboxes::stop))
+        .route("/v1/sandboxes/{key}/logs", get(logs::read))
+        .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
+        .route("/v1/sandboxes/{key}/exec", get(exec::exec))
+        .route(
+            "/v1/sandboxes/{key}/sessions/{session}/attach",
+            get(exec::attach),
+        )
+        .fallback(async || ApiError::no_such_path())
+        .method_not_allowed_fallback(async || ApiError::no_such_method())
+        .layer(admit)
+        .with_state(App { host, lifetime })
+}

@@ -1,0 +1,208 @@
+//! `run`: a sandbox for one command, gone when the command or its client is.
+
+use std::time::Instant;
+
+use axum::{Extension, extract::State, response::Response};
+use kiln::{Host, SandboxInfo};
+use kiln_api::{ExecRequest, RunRequest, Timings, stream::ServerControl};
+
+use super::{App, convert, exec};
+use crate::{
+    http::{
+        Connection,
+        extract::Upgrade,
+        stream::{self, End, Stream},
+    },
+    lifetime::Busy,
+};
+
+pub(super) async fn run(
+    State(app): State<App>,
+    Extension(connection): Extension<Connection>,
+    Upgrade(upgrade): Upgrade,
+) -> Response {
+    upgrade.on_upgrade(async move |socket| {
+        Run::new(app, Stream::new(socket, connection)).serve().await
+    })
+}
+
+/// One run on its way.
+struct Run {
+    app: App,
+    stream: Stream,
+    begun: Instant,
+    timings: Timings,
+}
+
+impl Run {
+    fn new(app: App, stream: Stream) -> Self {
+        Self {
+            app,
+            stream,
+            begun: Instant::now(),
+            timings: Timings::default(),
+        }
+    }
+
+    async fn serve(mut self) {
+        let request = match self.stream.request::<RunRequest>().await {
+            Ok(request) => request,
+            Err(end) => return self.stream.end_with(end).await,
+        };
+        let (keep, detach) = (request.keep, request.detach);
+        let created = match self.create(request.sandbox).await {
+            Ok(created) => created,
+            Err(end) => return self.stream.end_with(end).await,
+        };
+        let ephemeral = Ephemeral::new(&self.app, created.id.clone(), keep);
+        let end = match self.start_and_exec(&created, request.exec, detach).await {
+            Ok(end) | Err(end) => end,
+        };
+        self.finish(end, ephemeral).await;
+    }
+
+    /// Not watched: a row is written in milliseconds, and cut off here its id would be lost.
+    async fn create(&self, sandbox: kiln_api::CreateSandbox) -> Result<SandboxInfo, End> {
+        let created = self.app.host.create(convert::spec(sandbox)).await;
+        created.map_err(|error| End::Failed(error.into()))
+    }
+
+    async fn start_and_exec(
+        &mut self,
+        created: &SandboxInfo,
+        request: ExecRequest,
+        detach: bool,
+    ) -> Result<End, End> {
+        let (id, name) = (created.id.clone(), created.name.clone());
+        self.stream
+            .say(&ServerControl::Created {
+                id: id.clone(),
+                name,
+            })
+            .await?;
+        self.start(&id).await?;
+        if detach && request.argv.is_empty() {
+            return Ok(End::Detached);
+        }
+        let asked = Instant::now();
+        let mut spec = convert::exec_spec(request);
+        // Removing the sandbox ends the command anyway, and one that is kept keeps its command.
+        spec.kill_on_detach = false;
+        let session = self.app.host.exec(&id, &spec).await;
+        let session = session.map_err(|error| End::Failed(error.into()))?;
+        if detach {
+            let started = ServerControl::Started {
+                session: session.id,
+                pid: Some(session.pid),
+            };
+            self.stream.say(&started).await?;
+            return Ok(End::Detached);
+        }
+        let end = exec::serve(session, &mut self.stream).await;
+        self.timings.exec_us = Some(micros(asked));
+        Ok(end)
+    }
+
+    async fn start(&mut self, id: &str) -> Result<(), End> {
+        let (progress, events) = stream::progress();
+        let started = self
+            .stream
+            .watch(self.app.host.start(id, progress), events)
+            .await?;
+        for message in started.warnings {
+            self.stream.say(&ServerControl::Warning { message }).await?;
+        }
+        self.timings = started.timings.map(convert::timings).unwrap_or_default();
+        Ok(())
+    }
+
+    /// What follows the end of the command: the status first, since the client waits for it, then
+    /// the removal, then how long it all took.
+    async fn finish(mut self, end: End, ephemeral: Ephemeral) {
+        let stays = matches!(end, End::Detached) || self.app.lifetime.is_stopping();
+        if let End::Exited(status) = end {
+            // A client that is gone by now changes nothing any more.
+            drop(self.stream.say(&ServerControl::Exited(status)).await);
+        }
+        let ended = Instant::now();
+        if stays {
+            ephemeral.leave();
+        } else if let Err(error) = ephemeral.remove().await {
+            let report = stream::report(error);
+            let message = format!("the sandbox could not be removed: {}", report.message);
+            drop(self.stream.say(&ServerControl::Warning { message }).await);
+        }
+        if !matches!(end, End::Exited(_) | End::Detached) {
+            return self.stream.end_with(end).await;
+        }
+        self.timings.tear_down_us = (!stays).then(|| micros(ended));
+        self.timings.total_us = Some(micros(self.begun));
+        self.stream
+            .end(Some(ServerControl::Timings(self.timings)))
+            .await;
+    }
+}
+
+/// A sandbox that goes when its run does, whatever way that ends: also by a panic, or by the
+/// client's death.
+#[must_use]
+struct Ephemeral {
+    host: Host,
+    id: Option<String>,
+    keep: bool,
+    /// The daemon does not end while this is undone.
+    busy: Option<Busy>,
+}
+
+impl Ephemeral {
+    fn new(app: &App, id: String, keep: bool) -> Self {
+        let busy = Some(app.lifetime.busy());
+        Self {
+            host: app.host.clone(),
+            id: Some(id),
+            keep,
+            busy,
+        }
+    }
+
+    /// Lets it live on.
+    fn leave(mut self) {
+        self.id = None;
+    }
+
+    async fn remove(mut self) -> Result<(), kiln::Error> {
+        if self.keep {
+            self.id = None;
+            return Ok(());
+        }
+        // Still armed while this waits.
+        if let Some(id) = self.id.clone() {
+            self.host.remove(&id, true).await?;
+        }
+        self.id = None;
+        Ok(())
+    }
+}
+
+impl Drop for Ephemeral {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take().filter(|_| !self.keep) else {
+            return;
+        };
+        let (host, busy) = (self.host.clone(), self.busy.take());
+        tokio::spawn(async move {
+            if let Err(error) = host.remove(&id, true).await {
+                tracing::warn!(
+                    sandbox = id,
+                    error = error.message(),
+                    "a run's sandbox stays"
+                );
+            }
+            drop(busy);
+        });
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,403 @@
+//! Fetching one file whose content is known in advance.
+//!
+//! HTTP and HTTPS with certificates checked, a few redirects followed, never from HTTPS to HTTP; a
+//! transfer that stops moving is given up. The file appears under its name only when its size and
+//! SHA-256 are right. This room knows nothing of what it fetches.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::header::{HOST, LOCATION, USER_AGENT};
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::TokioExecutor;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::progress::{Progress, ProgressEvent};
+use crate::publish::{parent, sync_directory};
+
+const MAX_REDIRECTS: usize = 5;
+const MAX_SIZE: u64 = 1 << 30;
+const STALL: Duration = Duration::from_secs(30);
+/// How often progress is told: every this many bytes.
+const PROGRESS_STEP: u64 = 1 << 20;
+
+/// What to fetch, and what it must be.
+#[derive(Clone, Debug)]
+pub struct Download<'a> {
+    /// `https://…` or `http://…`.
+    pub url: &'a str,
+    /// SHA-256 of the content in hex.
+    pub sha256: &'a str,
+    /// Its exact size, where known.
+    pub size: Option<u64>,
+    /// The most that is accepted in any case.
+    pub max_size: u64,
+    /// How long connecting, the answer, or the next bytes may take.
+    pub stall: Duration,
+}
+
+impl<'a> Download<'a> {
+    /// A download with this digest and the default limits.
+    #[must_use]
+    pub fn new(url: &'a str, sha256: &'a str) -> Self {
+        Self {
+            url,
+            sha256,
+            size: None,
+            max_size: MAX_SIZE,
+            stall: STALL,
+        }
+    }
+}
+
+/// Why a download failed.
+#[derive(Debug, Error)]
+pub enum DownloadError {
+    /// The URL, or one it redirects to, cannot be used.
+    #[error("{url} is not a URL that can be downloaded from: {problem}")]
+    InvalidUrl {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// No connection, no valid certificate, or no answer.
+    #[error("cannot reach {url}: check the network, or give a mirror or a local file")]
+    Connect {
+        /// The URL.
+        url: String,
+        /// The cause.
+        #[source]
+        source: ClientError,
+    },
+    /// The server refused.
+    #[error("{url} answered {status}: it may have moved; give another URL or a local file")]
+    Status {
+        /// The URL.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// More redirects than anyone needs.
+    #[error("{url} redirects too often")]
+    TooManyRedirects {
+        /// The URL that was asked for.
+        url: String,
+    },
+    /// Nothing came for the whole deadline.
+    #[error("{url} sent nothing for {seconds} s")]
+    Stalled {
+        /// The URL.
+        url: String,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// The connection broke in the middle.
+    #[error("the transfer of {url} broke off after {received} bytes")]
+    Interrupted {
+        /// The URL.
+        url: String,
+        /// Bytes that had come.
+        received: u64,
+        /// The cause.
+        #[source]
+        source: hyper::Error,
+    },
+    /// Not as long as it must be.
+    #[error("{url} has {received} bytes, not {expected}")]
+    WrongSize {
+        /// The URL.
+        url: String,
+        /// What came, or was announced, until it was clear.
+        received: u64,
+        /// What was expected: exactly, or at most.
+        expected: u64,
+    },
+    /// Other bytes than were pinned.
+    #[error("{url} is not the expected file: its SHA-256 is {found}, not {expected}")]
+    WrongDigest {
+        /// The URL.
+        url: String,
+        /// What came.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Fetches a file and puts it at `target` when it is proven right.
+///
+/// # Errors
+/// See [`DownloadError`]; `target` is then as it was.
+pub async fn fetch(
+    download: &Download<'_>,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<(), DownloadError> {
+    let url = parse(download.url)?;
+    progress.report(ProgressEvent::Step(format!("Downloading {url}")));
+    let response = follow(download, url).await?;
+    let failed = |source| DownloadError::Write {
+        path: target.to_owned(),
+        source,
+    };
+    let directory = parent(target).map_err(failed)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempfile_in(directory)
+        .map_err(failed)?;
+    receive(download, response, file.as_file_mut(), target, progress).await?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(target).map_err(|error| failed(error.error))?;
+    sync_directory(directory).map_err(failed)
+}
+
+/// [`fetch`] for a blocking thread.
+///
+/// # Errors
+/// See [`DownloadError`].
+pub fn fetch_blocking(
+    download: &Download<'_>,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<(), DownloadError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| DownloadError::Write {
+            path: target.to_owned(),
+            source,
+        })?;
+    runtime.block_on(fetch(download, target, progress))
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+fn client() -> HttpClient {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    // The host's certificates, which may include a company's own; built-in ones where it has none.
+    let builder = HttpsConnectorBuilder::new();
+    let builder = match builder.with_native_roots() {
+        Ok(builder) => builder,
+        Err(_) => HttpsConnectorBuilder::new().with_webpki_roots(),
+    };
+    let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+/// Asks for the URL and the ones it redirects to, until one answers with content.
+async fn follow(
+    download: &Download<'_>,
+    mut url: Uri,
+) -> Result<Response<Incoming>, DownloadError> {
+    let client = client();
+    for _ in 0..=MAX_REDIRECTS {
+        let response = ask(&client, download, &url).await?;
+        let status = response.status();
+        if status == StatusCode::OK {
+            return Ok(response);
+        }
+        if !status.is_redirection() {
+            return Err(DownloadError::Status {
+                url: url.to_string(),
+                status: status.as_u16(),
+            });
+        }
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok());
+        url = redirected(&url, location.unwrap_or_default())?;
+    }
+    Err(DownloadError::TooManyRedirects {
+        url: download.url.to_owned(),
+    })
+}
+
+async fn ask(
+    client: &HttpClient,
+    download: &Download<'_>,
+    url: &Uri,
+) -> Result<Response<Incoming>, DownloadError> {
+    let invalid = |problem| DownloadError::InvalidUrl {
+        url: url.to_string(),
+        problem,
+    };
+    let host = url.authority().ok_or_else(|| invalid("it has no host"))?;
+    let request = Request::get(url.clone())
+        .header(HOST, host.as_str())
+        .header(USER_AGENT, concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::new())
+        .map_err(|_| invalid("it cannot be asked for"))?;
+    let answer = timeout(download.stall, client.request(request)).await;
+    let answer = answer.map_err(|_| stalled(download))?;
+    answer.map_err(|source| DownloadError::Connect {
+        url: url.to_string(),
+        source,
+    })
+}
+
+/// Where a redirect leads. Content is checked by digest in any case, but asking over plain HTTP
+/// would still show everyone on the way what is fetched.
+fn redirected(from: &Uri, location: &str) -> Result<Uri, DownloadError> {
+    let invalid = |problem| DownloadError::InvalidUrl {
+        url: from.to_string(),
+        problem,
+    };
+    if location.is_empty() {
+        return Err(invalid("it redirects to nowhere"));
+    }
+    let target = if location.starts_with('/') && !location.starts_with("//") {
+        let scheme = from.scheme_str().unwrap_or_default();
+        let authority = from
+            .authority()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        parse(&format!("{scheme}://{authority}{location}"))?
+    } else {
+        parse(location)?
+    };
+    if from.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
+        return Err(invalid("it redirects from HTTPS to plain HTTP"));
+    }
+    Ok(target)
+}
+
+fn parse(url: &str) -> Result<Uri, DownloadError> {
+    let invalid = |problem| DownloadError::InvalidUrl {
+        url: url.to_owned(),
+        problem,
+    };
+    let parsed: Uri = url.parse().map_err(|_| invalid("it cannot be read"))?;
+    match parsed.scheme_str() {
+        Some("http" | "https") if parsed.authority().is_some() => Ok(parsed),
+        _ => Err(invalid("it is neither http nor https")),
+    }
+}
+
+/// Writes the body to `file`, checking size and digest on the way.
+async fn receive(
+    download: &Download<'_>,
+    response: Response<Incoming>,
+    file: &mut File,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<(), DownloadError> {
+    let url = || download.url.to_owned();
+    let limit = download.size.unwrap_or(download.max_size);
+    let wrong_size = |received| DownloadError::WrongSize {
+        url: url(),
+        received,
+        expected: limit,
+    };
+    let mut body = response.into_body();
+    let announced = hyper::body::Body::size_hint(&body).exact();
+    if let Some(announced) = announced
+        && (announced > limit || download.size.is_some_and(|size| size != announced))
+    {
+        return Err(wrong_size(announced));
+    }
+    let mut hasher = Sha256::new();
+    let (mut received, mut told) = (0_u64, 0_u64);
+    while let Some(frame) = timeout(download.stall, body.frame())
+        .await
+        .map_err(|_| stalled(download))?
+    {
+        let frame = frame.map_err(|source| DownloadError::Interrupted {
+            url: url(),
+            received,
+            source,
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        received += data.len() as u64;
+        if received > limit {
+            return Err(wrong_size(received));
+        }
+        hasher.update(&data);
+        let written = file.write_all(&data);
+        written.map_err(|source| DownloadError::Write {
+            path: target.to_owned(),
+            source,
+        })?;
+        if received - told >= PROGRESS_STEP {
+            told = received;
+            let total = download.size.or(announced);
+            progress.report(ProgressEvent::Bytes {
+                done: received,
+                total,
+            });
+        }
+    }
+    if download.size.is_some_and(|size| size != received) {
+        return Err(wrong_size(received));
+    }
+    let found = hex::encode(hasher.finalize());
+    if !found.eq_ignore_ascii_case(download.sha256) {
+        let expected = download.sha256.to_owned();
+        return Err(DownloadError::WrongDigest {
+            url: url(),
+            found,
+            expected,
+        });
+    }
+    Ok(())
+}
+
+fn stalled(download: &Download<'_>) -> DownloadError {
+    let seconds = download.stall.as_secs();
+    DownloadError::Stalled {
+        url: download.url.to_owned(),
+        seconds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redirect(from: &str, location: &str) -> Result<String, DownloadError> {
+        redirected(&parse(from).unwrap(), location).map(|uri| uri.to_string())
+    }
+
+    #[test]
+    fn redirects_keep_the_host_or_name_another() {
+        let from = "https://a.example/old?x=1";
+        assert_eq!(redirect(from, "/new").unwrap(), "https://a.example/new");
+        assert_eq!(
+            redirect(from, "https://b.example/c").unwrap(),
+            "https://b.example/c"
+        );
+        for location in ["", "new", "//b.example/c", "ftp://b.example/c"] {
+            assert!(redirect(from, location).is_err(), "{location}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        let refused = redirect("https://a.example/", "http://a.example/");
+        assert!(matches!(refused, Err(DownloadError::InvalidUrl { .. })));
+        assert!(redirect("http://a.example/", "https://a.example/").is_ok());
+    }
+}

@@ -1,0 +1,98 @@
+//! Brings a layer into a file that can be read at any place, and learns its digest on the way.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::decompress::{Compression, decompress};
+use crate::limits::{Budget, LimitError};
+
+/// A layer's plain archive.
+#[derive(Debug)]
+pub(crate) struct Spooled {
+    pub(crate) file: File,
+    /// SHA-256 of the plain bytes: OCI's diff id.
+    pub(crate) digest: [u8; 32],
+}
+
+/// Why a layer could not be spooled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpoolError {
+    #[error("cannot read or decompress")]
+    Read(#[source] io::Error),
+    #[error("cannot write the temporary file")]
+    Write(#[source] io::Error),
+    #[error("more than {0} bytes after decompression")]
+    TooLarge(u64),
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+}
+
+const PIECE: usize = 256 << 10;
+
+/// Spools a stream into an unnamed file in `directory`, which vanishes with its last user.
+pub(crate) fn spool(
+    input: impl Read + Send,
+    directory: &Path,
+    budget: &Budget,
+    done: &dyn Fn(u64),
+) -> Result<Spooled, SpoolError> {
+    let decoder = budget.limits().decoder_bytes;
+    let plain = decompress(input, decoder).map_err(SpoolError::Read)?;
+    let mut file = tempfile::tempfile_in(directory).map_err(SpoolError::Write)?;
+    let digest = pump(plain, budget, done, |piece| {
+        file.write_all(piece).map_err(SpoolError::Write)
+    })?;
+    Ok(Spooled { file, digest })
+}
+
+/// Uses a file in place when it is not compressed, else spools it.
+pub(crate) fn spool_file(
+    mut file: File,
+    directory: &Path,
+    budget: &Budget,
+    done: &dyn Fn(u64),
+) -> Result<Spooled, SpoolError> {
+    let mut head = Vec::new();
+    (&file)
+        .take(6)
+        .read_to_end(&mut head)
+        .map_err(SpoolError::Read)?;
+    io::Seek::rewind(&mut file).map_err(SpoolError::Read)?;
+    if Compression::detect(&head) != Compression::None {
+        return spool(file, directory, budget, done);
+    }
+    let digest = pump(&file, budget, done, |_| Ok(()))?;
+    Ok(Spooled { file, digest })
+}
+
+/// Reads to the end, counts, hashes and hands on.
+fn pump(
+    mut input: impl Read,
+    budget: &Budget,
+    done: &dyn Fn(u64),
+    mut take: impl FnMut(&[u8]) -> Result<(), SpoolError>,
+) -> Result<[u8; 32], SpoolError> {
+    let limit = budget.limits().layer_bytes;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    let mut total = 0u64;
+    loop {
+        let length = match input.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(SpoolError::Read(error)),
+        };
+        total += length as u64;
+        if total > limit {
+            return Err(SpoolError::TooLarge(limit));
+        }
+        budget.take_total(length as u64)?;
+        hash.update(&buffer[..length]);
+        take(&buffer[..length])?;
+        done(total);
+    }
+}

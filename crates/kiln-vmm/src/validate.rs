@@ -1,0 +1,257 @@
+//! Whether a machine can be made as specified: every fault, before anything is touched.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::machine::{Boot, Disk, MachineSpec};
+
+/// `sizeof(sockaddr_un.sun_path)` without the final NUL.
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// `COMMAND_LINE_SIZE` of an x86 kernel without the final NUL; what is longer would be cut.
+pub const MAX_KERNEL_ARGS_BYTES: usize = 2047;
+/// A virtio-blk serial number holds 20 bytes; the id is the serial number.
+pub const MAX_DISK_ID_BYTES: usize = 20;
+
+/// One fault of a [`MachineSpec`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says it")]
+pub enum SpecFault {
+    #[error("the id {0:?} is not 1 to 64 characters of A-Z, a-z, 0-9 and `-`")]
+    Id(String),
+    #[error("{0} vCPUs are not between 1 and 32")]
+    Vcpus(u8),
+    #[error("memory must be at least 1 MiB")]
+    Memory,
+    #[error("the {what} {path} cannot be read: {reason}")]
+    Unreadable {
+        what: &'static str,
+        path: PathBuf,
+        reason: String,
+    },
+    #[error("the {what} path {path:?} is not absolute")]
+    Relative { what: &'static str, path: PathBuf },
+    #[error("the {what} path {path:?} cannot be passed to this engine: {reason}")]
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        reason: &'static str,
+    },
+    #[error("the kernel {0} is not an uncompressed 64-bit ELF image (vmlinux)")]
+    KernelFormat(PathBuf),
+    #[error("the kernel argument {0:?} contains a blank or a control character")]
+    KernelArg(String),
+    #[error("the kernel arguments take {0} bytes; at most {MAX_KERNEL_ARGS_BYTES} fit")]
+    KernelArgs(usize),
+    #[error(
+        "the disk id {0:?} is not 1 to {MAX_DISK_ID_BYTES} characters of A-Z, a-z, 0-9 and `_`"
+    )]
+    DiskId(String),
+    #[error("the disk id {0:?} is used twice")]
+    DiskTwice(String),
+    #[error("{count} disks are more than the {max} that this engine has room for")]
+    Disks { count: usize, max: usize },
+    #[error("the disk {0} is neither a regular file nor a block device")]
+    DiskKind(PathBuf),
+    #[error("the runtime directory {0} is not an existing directory")]
+    RuntimeDir(PathBuf),
+    #[error(
+        "the socket path {path} has {bytes} bytes; a Unix socket takes {MAX_SOCKET_PATH_BYTES}"
+    )]
+    SocketPath { path: PathBuf, bytes: usize },
+    #[error("the directory of the console log {0} does not exist")]
+    ConsoleLog(PathBuf),
+}
+
+/// Every fault of a [`MachineSpec`], never empty.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SpecFaults(pub Vec<SpecFault>);
+
+impl fmt::Display for SpecFaults {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, fault) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "; " };
+            write!(formatter, "{separator}{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What an engine adds to the rules that all share.
+#[derive(Debug)]
+pub(crate) struct EngineLimits {
+    pub(crate) max_disks: usize,
+    /// Names of the sockets in the runtime directory.
+    pub(crate) sockets: &'static [&'static str],
+    /// The kernel arguments that the engine puts in front.
+    pub(crate) own_args: String,
+}
+
+/// Checks `spec` whole.
+pub(crate) fn check(spec: &MachineSpec, limits: &EngineLimits) -> Result<(), SpecFaults> {
+    let mut faults = Vec::new();
+    check_size(spec, &mut faults);
+    check_boot(&spec.boot, limits, &mut faults);
+    check_disks(&spec.disks, limits, &mut faults);
+    check_places(spec, limits, &mut faults);
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(SpecFaults(faults))
+    }
+}
+
+/// The caller's kernel arguments behind the engine's own.
+pub(crate) fn command_line(own: &str, caller: &[String]) -> String {
+    let mut line = own.to_owned();
+    for arg in caller {
+        line.push(' ');
+        line.push_str(arg);
+    }
+    line
+}
+
+fn check_size(spec: &MachineSpec, faults: &mut Vec<SpecFault>) {
+    let id_fits = (1..=64).contains(&spec.id.len())
+        && spec
+            .id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !id_fits {
+        faults.push(SpecFault::Id(spec.id.clone()));
+    }
+    if !(1..=32).contains(&spec.vcpus) {
+        faults.push(SpecFault::Vcpus(spec.vcpus));
+    }
+    if spec.mem_mib == 0 {
+        faults.push(SpecFault::Memory);
+    }
+}
+
+fn check_boot(boot: &Boot, limits: &EngineLimits, faults: &mut Vec<SpecFault>) {
+    if let Some(mut kernel) = open("kernel", &boot.kernel, faults)
+        && !is_elf64(&mut kernel)
+    {
+        faults.push(SpecFault::KernelFormat(boot.kernel.clone()));
+    }
+    if let Some(initramfs) = &boot.initramfs {
+        open("initramfs", initramfs, faults);
+    }
+    for arg in &boot.args {
+        // A blank would make two arguments of one, a NUL end the line.
+        if arg.is_empty() || arg.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            faults.push(SpecFault::KernelArg(arg.clone()));
+        }
+    }
+    let bytes = command_line(&limits.own_args, &boot.args).len();
+    if bytes > MAX_KERNEL_ARGS_BYTES {
+        faults.push(SpecFault::KernelArgs(bytes));
+    }
+}
+
+fn check_disks(disks: &[Disk], limits: &EngineLimits, faults: &mut Vec<SpecFault>) {
+    if disks.len() > limits.max_disks {
+        faults.push(SpecFault::Disks {
+            count: disks.len(),
+            max: limits.max_disks,
+        });
+    }
+    let mut seen = HashSet::new();
+    for disk in disks {
+        let id_fits = (1..=MAX_DISK_ID_BYTES).contains(&disk.id.len())
+            && disk
+                .id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !id_fits {
+            faults.push(SpecFault::DiskId(disk.id.clone()));
+        }
+        if !seen.insert(&disk.id) {
+            faults.push(SpecFault::DiskTwice(disk.id.clone()));
+        }
+        check_disk_file(disk, faults);
+    }
+}
+
+fn check_disk_file(disk: &Disk, faults: &mut Vec<SpecFault>) {
+    use std::os::unix::fs::FileTypeExt;
+    check_path("disk", &disk.path, faults);
+    match std::fs::metadata(&disk.path) {
+        Ok(data) if data.is_file() || data.file_type().is_block_device() => {}
+        Ok(_) => faults.push(SpecFault::DiskKind(disk.path.clone())),
+        Err(error) => faults.push(unreadable("disk", &disk.path, &error)),
+    }
+}
+
+fn check_places(spec: &MachineSpec, limits: &EngineLimits, faults: &mut Vec<SpecFault>) {
+    check_path("runtime directory", &spec.runtime_dir, faults);
+    if !spec.runtime_dir.is_dir() {
+        faults.push(SpecFault::RuntimeDir(spec.runtime_dir.clone()));
+    }
+    // The longest name decides; one fault is enough.
+    let longest = limits.sockets.iter().max_by_key(|name| name.len());
+    if let Some(path) = longest.map(|name| spec.runtime_dir.join(name)) {
+        let bytes = path.as_os_str().as_bytes().len();
+        if bytes > MAX_SOCKET_PATH_BYTES {
+            faults.push(SpecFault::SocketPath { path, bytes });
+        }
+    }
+    check_path("console log", &spec.console_log, faults);
+    if !spec.console_log.parent().is_some_and(Path::is_dir) {
+        faults.push(SpecFault::ConsoleLog(spec.console_log.clone()));
+    }
+}
+
+/// The VMM runs in another directory, and its protocols carry UTF-8 only.
+fn check_path(what: &'static str, path: &Path, faults: &mut Vec<SpecFault>) {
+    if !path.is_absolute() {
+        let path = path.to_owned();
+        faults.push(SpecFault::Relative { what, path });
+    }
+    if path.to_str().is_none() {
+        faults.push(SpecFault::Path {
+            what,
+            path: path.to_owned(),
+            reason: "it is not UTF-8",
+        });
+    }
+}
+
+fn open(what: &'static str, path: &Path, faults: &mut Vec<SpecFault>) -> Option<File> {
+    check_path(what, path, faults);
+    // Looked at before it is opened: opening a FIFO would block.
+    let opened = std::fs::metadata(path).and_then(|data| {
+        if data.is_file() {
+            File::open(path)
+        } else {
+            Err(std::io::Error::other("it is not a regular file"))
+        }
+    });
+    match opened {
+        Ok(file) => Some(file),
+        Err(error) => {
+            faults.push(unreadable(what, path, &error));
+            None
+        }
+    }
+}
+
+fn unreadable(what: &'static str, path: &Path, error: &std::io::Error) -> SpecFault {
+    SpecFault::Unreadable {
+        what,
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+/// `\x7fELF`, then class 2: 64 bits.
+fn is_elf64(file: &mut File) -> bool {
+    let mut head = [0; 5];
+    file.read_exact(&mut head).is_ok() && head == *b"\x7fELF\x02"
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! The one error of the product's surface: a stable code, what was tried, and what to do.
+//!
+//! The rooms below have their own typed errors; they are mapped here, once, at the edge.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::guest::{GuestError, Refusal};
+
+/// Stable codes. Programs match on these; they do not change once released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// A request breaks a rule; all faults are named.
+    InvalidSpec,
+    /// A configuration value or environment variable cannot be used.
+    InvalidConfig,
+    /// No sandbox has this id or name.
+    NotFound,
+    /// An id prefix fits several sandboxes.
+    Ambiguous,
+    /// The name is taken.
+    NameTaken,
+    /// The call does not fit the sandbox's state.
+    InvalidState,
+    /// Another process owns the data directory.
+    DataDirInUse,
+    /// The data directory was written by a newer Kiln.
+    DataDirTooNew,
+    /// The image cannot be read or built.
+    ImageFailed,
+    /// The kernel cannot be found, read or fetched.
+    KernelFailed,
+    /// No engine can be used on this host.
+    NoEngine,
+    /// A VMM binary is missing.
+    BinaryNotFound,
+    /// The machine could not be started.
+    StartFailed,
+    /// The guest did not come up in time.
+    AgentTimeout,
+    /// The guest's agent does not answer.
+    AgentUnreachable,
+    /// The command does not exist in the guest.
+    CommandNotFound,
+    /// The command exists but cannot be executed.
+    CommandNotExecutable,
+    /// The guest refused an exec request: unknown user, bad directory.
+    ExecFailed,
+    /// No exec session has this number.
+    SessionNotFound,
+    /// Not enough free space.
+    DiskFull,
+    /// Something on this host failed: files, processes, the store.
+    Host,
+}
+
+impl ErrorCode {
+    /// The code as it is printed and sent.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidSpec => "INVALID_SPEC",
+            Self::InvalidConfig => "INVALID_CONFIG",
+            Self::NotFound => "NOT_FOUND",
+            Self::Ambiguous => "AMBIGUOUS",
+            Self::NameTaken => "NAME_TAKEN",
+            Self::InvalidState => "INVALID_STATE",
+            Self::DataDirInUse => "DATA_DIR_IN_USE",
+            Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
+            Self::ImageFailed => "IMAGE_FAILED",
+            Self::KernelFailed => "KERNEL_FAILED",
+            Self::NoEngine => "NO_ENGINE",
+            Self::BinaryNotFound => "BINARY_NOT_FOUND",
+            Self::StartFailed => "START_FAILED",
+            Self::AgentTimeout => "AGENT_TIMEOUT",
+            Self::AgentUnreachable => "AGENT_UNREACHABLE",
+            Self::CommandNotFound => "COMMAND_NOT_FOUND",
+            Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
+            Self::ExecFailed => "EXEC_FAILED",
+            Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::DiskFull => "DISK_FULL",
+            Self::Host => "HOST_ERROR",
+        }
+    }
+
+    /// HTTP status under which the API answers it.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidSpec | Self::InvalidConfig | Self::Ambiguous => 400,
+            Self::NotFound | Self::SessionNotFound => 404,
+            Self::NameTaken | Self::InvalidState | Self::DataDirInUse | Self::DataDirTooNew => 409,
+            Self::ImageFailed
+            | Self::KernelFailed
+            | Self::CommandNotFound
+            | Self::CommandNotExecutable
+            | Self::ExecFailed => 422,
+            Self::NoEngine | Self::BinaryNotFound => 501,
+            Self::StartFailed | Self::AgentUnreachable => 502,
+            Self::AgentTimeout => 504,
+            Self::DiskFull => 507,
+            Self::Host => 500,
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What went wrong, for a person and for a program.
+#[derive(Debug)]
+pub struct Error {
+    code: ErrorCode,
+    message: String,
+    hint: Option<String>,
+    details: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of this code; `message` says what was tried.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            details: None,
+            source: None,
+        }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds long material: the tail of a console, the last output of a VMM.
+    #[must_use]
+    pub fn with_details(mut self, details: impl Into<String>) -> Self {
+        let details = details.into();
+        self.details = (!details.trim().is_empty()).then_some(details);
+        self
+    }
+
+    /// Adds the cause; [`Error::message`] then tells the whole chain.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// What was tried and why it failed, causes included, in one line.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            let part = error.to_string();
+            if !text.ends_with(&part) {
+                text.push_str(": ");
+                text.push_str(&part);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Long material: the tail of a console, the last output of a VMM.
+    #[must_use]
+    pub fn details(&self) -> Option<&str> {
+        self.details.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_tells_the_chain_once() {
+        let cause = std::io::Error::other("disk on fire");
+        let error = Error::new(ErrorCode::Host, "cannot write the row").with_source(cause);
+        assert_eq!(error.message(), "cannot write the row: disk on fire");
+        assert_eq!(error.to_string(), "cannot write the row");
+    }
+
+    #[test]
+    fn blank_details_are_none() {
+        assert!(
+            Error::new(ErrorCode::Host, "x")
+                .with_details(" \n")
+                .details()
+                .is_none()
+        );
+    }
+}
+
+impl From<GuestError> for Error {
+    fn from(error: GuestError) -> Self {
+        let code = match &error {
+            GuestError::Refused { kind, .. } => match kind {
+                Refusal::NotFound => ErrorCode::CommandNotFound,
+                Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
+                Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::PoweringOff => ErrorCode::InvalidState,
+                _ => ErrorCode::ExecFailed,
+            },
+            GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,
+            _ => ErrorCode::AgentUnreachable,
+        };
+        Self::new(code, error.to_string())
+    }
+}

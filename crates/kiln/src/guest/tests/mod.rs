@@ -1,0 +1,9 @@
+//! A [`GuestLink`](super::GuestLink) and a real agent process: everything that needs no machine.
+
+mod bulk;
+mod commands;
+mod hostile;
+mod links;
+mod machine;
+mod proxy;
+mod support;

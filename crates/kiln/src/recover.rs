@@ -1,0 +1,152 @@
+//! After a crash: compare what is stored with what exists; adopt, finish or undo.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_vmm::AdoptError;
+use tracing::{info, warn};
+
+use crate::error::{Error, ErrorCode};
+use crate::host::Shared;
+use crate::sandbox::driver::{self, Live};
+use crate::sandbox::{SandboxState, launch};
+use crate::store::{Intent, SandboxRow, Sandboxes};
+
+/// Brings every stored sandbox to a state that is true, and starts its driver.
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
+    let rows = shared.store.write(|tx| Sandboxes(tx).all()).await?;
+    let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
+    for row in rows {
+        recover_one(shared, row).await?;
+    }
+    for dir in [
+        shared.directories.machines(),
+        shared.directories.sandboxes(),
+    ] {
+        sweep_unknown(&dir, &known)?;
+    }
+    Ok(())
+}
+
+async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Error> {
+    if row.state == SandboxState::Running
+        && row.intent.is_none()
+        && let Some(live) = adopted(shared, &row).await
+    {
+        info!(id = %row.id, "adopted");
+        shared.adopt_driver(driver::spawn(Arc::clone(shared), row, Some(live)));
+        return Ok(());
+    }
+    end(&row).await?;
+    if row.intent == Some(Intent::Remove) {
+        return finish_removal(shared, &row).await;
+    }
+    settle(&mut row);
+    remove_runtime(&shared.directories.machine(&row.id))?;
+    let stored = row.clone();
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).update(&stored))
+        .await?;
+    shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
+    Ok(())
+}
+
+/// The machine of a row, if the very process that was recorded still runs and answers.
+async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
+    let machine = match shared.engines.adopt(row.machine.as_ref()?).await {
+        Ok(machine) => machine,
+        Err(AdoptError::Gone { .. }) => return None,
+        Err(error) => {
+            warn!(id = %row.id, %error, "a machine cannot be adopted and is ended");
+            return None;
+        }
+    };
+    let link = launch::open_link(row, machine.as_ref());
+    link.inspect_err(|error| warn!(id = %row.id, %error, "a machine has no agent and is ended"))
+        .ok()
+        .map(|link| Live { machine, link })
+}
+
+/// Ends what is left of a row's machine: by its recorded identity, so never a stranger.
+async fn end(row: &SandboxRow) -> Result<(), Error> {
+    let Some(record) = &row.machine else {
+        return Ok(());
+    };
+    kiln_vmm::discard(record, Duration::ZERO)
+        .await
+        .map(drop)
+        .map_err(|source| {
+            Error::new(ErrorCode::Host, "cannot end a left-over machine").with_source(source)
+        })
+}
+
+/// What a row says once its machine, if any, has been ended.
+fn settle(row: &mut SandboxRow) {
+    let (state, reason) = match (row.intent, row.state) {
+        (Some(Intent::Start), _) | (None, SandboxState::Starting) => (
+            SandboxState::Error,
+            Some("the daemon died while it started the sandbox"),
+        ),
+        (Some(Intent::Stop), _) | (None, SandboxState::Stopping) => {
+            (SandboxState::Stopped, Some("stopped on request"))
+        }
+        (_, SandboxState::Running) => (
+            SandboxState::Stopped,
+            Some("the machine ended while no daemon ran"),
+        ),
+        (_, rest) => (rest, None),
+    };
+    row.state = state;
+    row.intent = None;
+    row.machine = None;
+    if let Some(reason) = reason {
+        row.reason = Some(reason.to_owned());
+    }
+}
+
+async fn finish_removal(shared: &Shared, row: &SandboxRow) -> Result<(), Error> {
+    shared.delete_files(&row.id).await?;
+    let id = row.id.clone();
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).delete(&id))
+        .await?;
+    info!(id = %row.id, "finished a removal that was begun");
+    Ok(())
+}
+
+/// Directories named by ids that no row has: what a crash left between files and row.
+fn sweep_unknown(dir: &Path, known: &HashSet<String>) -> Result<(), Error> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unreadable(dir, error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| unreadable(dir, error))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| known.contains(name)) {
+            continue;
+        }
+        info!(path = %entry.path().display(), "removing what no sandbox owns");
+        remove_runtime(&entry.path())?;
+    }
+    Ok(())
+}
+
+fn remove_runtime(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let message = format!("cannot remove {}", path.display());
+            Err(Error::new(ErrorCode::Host, message).with_source(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unreadable(dir: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorCode::Host, format!("cannot read {}", dir.display())).with_source(error)
+}

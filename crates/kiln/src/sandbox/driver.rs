@@ -1,0 +1,336 @@
+//! One task per sandbox, the only writer of its state.
+//!
+//! Requests reach it as commands and only wait for the answer: a client that leaves changes
+//! nothing. While a launch runs, a stop or a removal cancels it; everything else queues.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_image::Progress;
+use kiln_vmm::{Exit, Machine};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::launch::{self, Launched};
+use super::{SandboxInfo, SandboxState, stop};
+use crate::error::{Error, ErrorCode};
+use crate::guest::GuestLink;
+use crate::host::Shared;
+use crate::store::{Intent, SandboxRow, Sandboxes};
+
+/// Commands that may wait for a driver before senders wait themselves.
+const QUEUE: usize = 16;
+
+/// What the driver is asked to do.
+pub(crate) enum Command {
+    Start {
+        progress: Arc<dyn Progress>,
+        reply: Reply<SandboxInfo>,
+    },
+    Stop {
+        grace: Duration,
+        reply: Reply<SandboxInfo>,
+    },
+    Remove {
+        force: bool,
+        reply: Reply<()>,
+    },
+}
+
+impl Command {
+    fn interrupts_launch(&self) -> bool {
+        matches!(self, Self::Stop { .. } | Self::Remove { force: true, .. })
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What others see of a sandbox.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub(crate) row: Arc<SandboxRow>,
+    pub(crate) link: Option<GuestLink>,
+    pub(crate) machine: Option<Arc<dyn Machine>>,
+}
+
+/// The way to a driver; clones share it.
+#[derive(Clone)]
+pub(crate) struct DriverHandle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) view: watch::Receiver<View>,
+}
+
+/// A machine that runs, and the way to its agent.
+pub(crate) struct Live {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) link: GuestLink,
+}
+
+/// Starts the driver of a stored sandbox; `live` is its machine if one was adopted.
+pub(crate) fn spawn(shared: Arc<Shared>, row: SandboxRow, live: Option<Live>) -> DriverHandle {
+    let (commands, inbox) = mpsc::channel(QUEUE);
+    let (publisher, view) = watch::channel(view_of(&row, live.as_ref()));
+    let span = tracing::info_span!("sandbox", id = %row.id);
+    let driver = Driver {
+        shared,
+        row,
+        live,
+        publisher,
+    };
+    tokio::spawn(tracing::Instrument::instrument(driver.run(inbox), span));
+    DriverHandle { commands, view }
+}
+
+fn view_of(row: &SandboxRow, live: Option<&Live>) -> View {
+    View {
+        row: Arc::new(row.clone()),
+        link: live.map(|live| live.link.clone()),
+        machine: live.map(|live| Arc::clone(&live.machine)),
+    }
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    row: SandboxRow,
+    live: Option<Live>,
+    publisher: watch::Sender<View>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut deferred = None;
+        loop {
+            let command = match deferred.take() {
+                Some(command) => command,
+                None => tokio::select! {
+                    exit = gone(self.live.as_ref()) => {
+                        self.machine_gone(exit).await;
+                        continue;
+                    }
+                    command = inbox.recv() => match command {
+                        Some(command) => command,
+                        // The host closes. The machine runs on.
+                        None => break,
+                    },
+                },
+            };
+            let flow = match command {
+                Command::Start { progress, reply } => {
+                    deferred = self.start(progress, reply, &mut inbox).await;
+                    ControlFlow::Continue(())
+                }
+                Command::Stop { grace, reply } => {
+                    answer(reply, self.stop(grace).await);
+                    ControlFlow::Continue(())
+                }
+                Command::Remove { force, reply } => self.remove(force, reply).await,
+            };
+            if flow.is_break() {
+                break;
+            }
+        }
+        if let Some(live) = self.live.take() {
+            live.link.close().await;
+        }
+    }
+
+    /// Launches; returns the command that interrupted it, if one did.
+    async fn start(
+        &mut self,
+        progress: Arc<dyn Progress>,
+        reply: Reply<SandboxInfo>,
+        inbox: &mut mpsc::Receiver<Command>,
+    ) -> Option<Command> {
+        if let Err(refusal) = self.begin_start().await {
+            answer(reply, Err(refusal));
+            return None;
+        }
+        let cancel = CancellationToken::new();
+        let mut interrupter = None;
+        let launched = {
+            let launch = launch::launch(&self.shared, &self.row, progress, cancel.clone());
+            tokio::pin!(launch);
+            loop {
+                tokio::select! {
+                    launched = &mut launch => break launched,
+                    Some(command) = inbox.recv(), if interrupter.is_none() => {
+                        if command.interrupts_launch() {
+                            cancel.cancel();
+                        }
+                        interrupter = Some(command);
+                    }
+                }
+            }
+        };
+        let outcome = match launched {
+            Ok(launched) => self.publish_running(launched).await,
+            Err(failure) => Err(self.publish_failure(failure).await),
+        };
+        answer(reply, outcome.map(|()| self.info()));
+        interrupter
+    }
+
+    async fn begin_start(&mut self) -> Result<(), Error> {
+        self.expect_move(SandboxState::Starting, "start")?;
+        self.row.intent = Some(Intent::Start);
+        self.row.reason = None;
+        self.row.warnings.clear();
+        self.row.timings = None;
+        self.become_state(SandboxState::Starting).await
+    }
+
+    async fn publish_running(&mut self, launched: Launched) -> Result<(), Error> {
+        let Launched {
+            live,
+            engine,
+            image_id,
+            warnings,
+            timings,
+        } = launched;
+        self.row.engine = Some(engine);
+        self.row.machine = Some(live.machine.record().clone());
+        self.row.image_id = Some(image_id);
+        self.row.warnings = warnings;
+        self.row.timings = Some(timings);
+        self.row.started_at_ms = Some(crate::clock::now_ms());
+        self.row.intent = None;
+        self.live = Some(live);
+        self.become_state(SandboxState::Running).await
+    }
+
+    async fn publish_failure(&mut self, failure: Error) -> Error {
+        self.row.intent = None;
+        self.row.machine = None;
+        self.row.reason = Some(failure.message());
+        if let Err(error) = self.become_state(SandboxState::Error).await {
+            warn!(error = %error.message(), "the failed start could not be written down");
+        }
+        failure
+    }
+
+    /// Ends the machine; one that is not running is a success.
+    async fn stop(&mut self, grace: Duration) -> Result<SandboxInfo, Error> {
+        let Some(live) = self.live.take() else {
+            return Ok(self.info());
+        };
+        self.row.intent = Some(Intent::Stop);
+        self.become_state(SandboxState::Stopping).await?;
+        let ended = stop::stop(&live, grace).await;
+        self.rest("stopped on request").await?;
+        ended?;
+        Ok(self.info())
+    }
+
+    /// The machine ended by itself.
+    async fn machine_gone(&mut self, exit: Exit) {
+        let Some(live) = self.live.take() else { return };
+        let reason = stop::reason_of_end(&live, exit);
+        if let Err(error) = stop::clean_up(&live).await {
+            warn!(error = %error.message(), "the ended machine left something behind");
+        }
+        if let Err(error) = self.rest(&reason).await {
+            warn!(error = %error.message(), "the end of the machine could not be written down");
+        }
+    }
+
+    async fn rest(&mut self, reason: &str) -> Result<(), Error> {
+        self.row.intent = None;
+        self.row.machine = None;
+        self.row.reason = Some(reason.to_owned());
+        self.become_state(SandboxState::Stopped).await
+    }
+
+    async fn remove(&mut self, force: bool, reply: Reply<()>) -> ControlFlow<()> {
+        if self.live.is_some() && !force {
+            answer(reply, Err(still_running(&self.row.id)));
+            return ControlFlow::Continue(());
+        }
+        let removed = self.remove_all().await;
+        let flow = match &removed {
+            Ok(()) => ControlFlow::Break(()),
+            Err(_) => ControlFlow::Continue(()),
+        };
+        answer(reply, removed);
+        flow
+    }
+
+    /// Machine, files, row, in this order; what fails leaves the intent for recovery.
+    async fn remove_all(&mut self) -> Result<(), Error> {
+        self.row.intent = Some(Intent::Remove);
+        self.save().await?;
+        if let Some(live) = self.live.take() {
+            // Nothing of the guest is kept: it need not be asked.
+            stop::stop(&live, Duration::ZERO).await?;
+        }
+        self.shared.delete_files(&self.row.id).await?;
+        let id = self.row.id.clone();
+        self.shared
+            .store
+            .write(move |tx| Sandboxes(tx).delete(&id))
+            .await?;
+        info!("removed");
+        self.shared.forget(&self.row.id);
+        self.shared.events.publish(&self.row.id, None);
+        Ok(())
+    }
+
+    fn expect_move(&self, next: SandboxState, call: &str) -> Result<(), Error> {
+        if self.row.state.may_become(next) {
+            return Ok(());
+        }
+        let message = format!(
+            "cannot {call} sandbox {}: it is {}",
+            self.row.id, self.row.state
+        );
+        Err(Error::new(ErrorCode::InvalidState, message))
+    }
+
+    /// Writes the row down, then tells everyone.
+    async fn become_state(&mut self, next: SandboxState) -> Result<(), Error> {
+        debug_assert!(
+            self.row.state.may_become(next),
+            "{} to {next}",
+            self.row.state
+        );
+        self.row.state = next;
+        let saved = self.save().await;
+        info!(state = %next, reason = self.row.reason.as_deref(), "state");
+        self.publisher
+            .send_replace(view_of(&self.row, self.live.as_ref()));
+        self.shared.events.publish(&self.row.id, Some(next));
+        saved
+    }
+
+    async fn save(&self) -> Result<(), Error> {
+        let row = self.row.clone();
+        self.shared
+            .store
+            .write(move |tx| Sandboxes(tx).update(&row))
+            .await?;
+        Ok(())
+    }
+
+    fn info(&self) -> SandboxInfo {
+        SandboxInfo::from(&self.row)
+    }
+}
+
+fn still_running(id: &str) -> Error {
+    Error::new(ErrorCode::InvalidState, format!("sandbox {id} is running"))
+        .with_hint("stop it first, or remove it with --force")
+}
+
+fn answer<T>(reply: Reply<T>, outcome: Result<T, Error>) {
+    // The client may have left; the work is done all the same.
+    let _ = reply.send(outcome);
+}
+
+/// Resolves when the machine ends; never without one.
+async fn gone(live: Option<&Live>) -> Exit {
+    match live {
+        Some(live) => live.machine.wait().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,87 @@
+//! What can be told of a sandbox.
+
+use kiln_vmm::EngineKind;
+use serde::{Deserialize, Serialize};
+
+use super::state::SandboxState;
+use crate::store::SandboxRow;
+
+/// A sandbox as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxInfo {
+    /// 12 characters of `[a-z0-9]`.
+    pub id: String,
+    /// Its name, if it was given one.
+    pub name: Option<String>,
+    /// What its root filesystem was made from.
+    pub image: String,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// Engine that runs it, or ran it last.
+    pub engine: Option<EngineKind>,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Scratch disk in MiB; 0 with `tmpfs`.
+    pub disk_mib: u64,
+    /// Whether the guest's writes live in its memory.
+    pub tmpfs: bool,
+    /// When it was created, in ms since 1970.
+    pub created_at_ms: u64,
+    /// When it last came up, in ms since 1970.
+    pub started_at_ms: Option<u64>,
+    /// Why it is stopped or in error.
+    pub reason: Option<String>,
+    /// Process number of its VMM on the host.
+    pub pid: Option<u32>,
+    /// What its owner should know: a slow engine, a missing protection.
+    pub warnings: Vec<String>,
+    /// How long its last start took.
+    pub timings: Option<Timings>,
+}
+
+impl From<&SandboxRow> for SandboxInfo {
+    fn from(row: &SandboxRow) -> Self {
+        Self {
+            id: row.id.clone(),
+            name: row.spec.name.clone(),
+            image: row.image.clone(),
+            state: row.state,
+            engine: row.engine,
+            vcpus: row.spec.vcpus,
+            mem_mib: row.spec.mem_mib,
+            disk_mib: if row.spec.tmpfs { 0 } else { row.spec.disk_mib },
+            tmpfs: row.spec.tmpfs,
+            created_at_ms: row.created_at_ms,
+            started_at_ms: row.started_at_ms,
+            reason: row.reason.clone(),
+            pid: row.machine.as_ref().map(|machine| machine.process.pid),
+            warnings: row.warnings.clone(),
+            timings: row.timings,
+        }
+    }
+}
+
+/// How long the parts of a start took, in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Image, kernel and scratch disk.
+    pub prepare_us: u64,
+    /// From the decision to spawn until the VMM process existed.
+    pub vmm_spawn_us: u64,
+    /// From then until the guest was told to run.
+    pub configure_us: u64,
+    /// From then until the agent's PID 1 began.
+    pub kernel_us: u64,
+    /// From then until the agent's session stood.
+    pub agent_us: u64,
+}
+
+impl Timings {
+    /// The whole start.
+    #[must_use]
+    pub fn total_us(&self) -> u64 {
+        self.prepare_us + self.vmm_spawn_us + self.configure_us + self.kernel_us + self.agent_us
+    }
+}

@@ -1,0 +1,374 @@
+//! From a stored sandbox to a guest that answers: prepared → booted → ready.
+//!
+//! Each phase pushes its undo before its effect is visible; a failure unwinds in reverse and
+//! keeps what could not be undone beside the cause.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_image::Progress;
+use kiln_vmm::{
+    BootTimings, Disk, Engine, EngineKind, Machine, MachineError, MachineSpec, SpawnError,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::driver::Live;
+use super::undo::UndoStack;
+use super::{Timings, stop};
+use crate::config::create_private;
+use crate::engines::Chosen;
+use crate::error::{Error, ErrorCode};
+use crate::guest::{GuestIdentity, GuestLink};
+use crate::host::Shared;
+use crate::material::Material;
+use crate::store::{SandboxRow, Sandboxes};
+
+/// A guest that is up, and how it came there.
+pub(crate) struct Launched {
+    pub(crate) live: Live,
+    pub(crate) engine: EngineKind,
+    pub(crate) image_id: String,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) timings: Timings,
+}
+
+/// Launches the sandbox of `row`. On failure, or when `cancel` fires, nothing of it is left.
+///
+/// Only waits that leave nothing behind when they are dropped are cut short; a VMM that is being
+/// spawned is spawned to the end and then undone.
+pub(crate) async fn launch(
+    shared: &Arc<Shared>,
+    row: &SandboxRow,
+    progress: Arc<dyn Progress>,
+    cancel: CancellationToken,
+) -> Result<Launched, Error> {
+    let mut undo = UndoStack::default();
+    match run_phases(shared, row, progress, &cancel, &mut undo).await {
+        Ok(launched) => {
+            undo.disarm();
+            Ok(launched)
+        }
+        Err(cause) => Err(with_failures(cause, undo.unwind().await)),
+    }
+}
+
+async fn run_phases(
+    shared: &Arc<Shared>,
+    row: &SandboxRow,
+    progress: Arc<dyn Progress>,
+    cancel: &CancellationToken,
+    undo: &mut UndoStack,
+) -> Result<Launched, Error> {
+    let began = Instant::now();
+    let chosen = shared.engines.choose(row.spec.engine).await?;
+    let gathering = shared.materials.gather(&row.spec, progress);
+    let material = unless(cancel, row, gathering).await??;
+    let disks = make_disks(shared, row, &material, undo).await?;
+    let prepared = began.elapsed();
+
+    let turn = unless(cancel, row, shared.boot_turn()).await?;
+    let spawning = Instant::now();
+    let machine = spawn(shared, row, &chosen, &material, disks, undo).await?;
+    let spawned = spawning.elapsed();
+    record(shared, row, &machine, &chosen).await?;
+    // Before the guest runs: it dials as soon as it can.
+    let link = meet_agent(row, &machine, undo)?;
+    let booted = machine.boot().await.map_err(start_failed)?;
+    let (kernel, agent) = unless(cancel, row, ready(shared, &chosen, &machine, &link)).await??;
+    drop(turn);
+
+    Ok(Launched {
+        engine: chosen.engine.kind(),
+        image_id: material.image_id,
+        warnings: chosen.warning.into_iter().collect(),
+        timings: timings(prepared, spawned, booted, kernel, agent),
+        live: Live { machine, link },
+    })
+}
+
+/// Waits for `work` unless the launch is cancelled first; `work` is then dropped.
+async fn unless<T>(
+    cancel: &CancellationToken,
+    row: &SandboxRow,
+    work: impl Future<Output = T>,
+) -> Result<T, Error> {
+    cancel
+        .run_until_cancelled(work)
+        .await
+        .ok_or_else(|| cancelled(&row.id))
+}
+
+/// The sandbox's own files: its directories and, at its first start, its scratch disk.
+async fn make_disks(
+    shared: &Shared,
+    row: &SandboxRow,
+    material: &Material,
+    undo: &mut UndoStack,
+) -> Result<Vec<Disk>, Error> {
+    let directories = &shared.directories;
+    let (files, runtime) = (directories.sandbox(&row.id), directories.machine(&row.id));
+    undo.push(remove_tree(runtime.clone()));
+    if !files.exists() {
+        undo.push(remove_tree(files.clone()));
+    }
+    for dir in [files, runtime] {
+        create_private(&dir).map_err(|source| {
+            let message = format!("cannot create {}", dir.display());
+            Error::new(ErrorCode::Host, message).with_source(source)
+        })?;
+    }
+    let root = Disk {
+        id: "root".to_owned(),
+        path: material.rootfs.clone(),
+        read_only: true,
+    };
+    if row.spec.tmpfs {
+        return Ok(vec![root]);
+    }
+    let scratch = directories.scratch(&row.id);
+    if !scratch.exists() {
+        undo.push(remove_file(scratch.clone()));
+        shared
+            .materials
+            .make_scratch(&scratch, row.spec.disk_mib)
+            .await?;
+    }
+    Ok(vec![
+        root,
+        Disk {
+            id: "scratch".to_owned(),
+            path: scratch,
+            read_only: false,
+        },
+    ])
+}
+
+async fn spawn(
+    shared: &Arc<Shared>,
+    row: &SandboxRow,
+    chosen: &Chosen,
+    material: &Material,
+    disks: Vec<Disk>,
+    undo: &mut UndoStack,
+) -> Result<Arc<dyn Machine>, Error> {
+    let spec = machine_spec(shared, row, chosen.engine.as_ref(), material, disks);
+    let machine: Arc<dyn Machine> =
+        Arc::from(chosen.engine.spawn(&spec).await.map_err(spawn_failed)?);
+    let ended = Arc::clone(&machine);
+    undo.push(async move {
+        ended
+            .close(Duration::ZERO)
+            .await
+            .map(drop)
+            .map_err(|source| Error::new(ErrorCode::Host, "cannot end the VMM").with_source(source))
+    });
+    Ok(machine)
+}
+
+fn machine_spec(
+    shared: &Shared,
+    row: &SandboxRow,
+    engine: &dyn Engine,
+    material: &Material,
+    disks: Vec<Disk>,
+) -> MachineSpec {
+    MachineSpec {
+        id: row.id.clone(),
+        runtime_dir: shared.directories.machine(&row.id),
+        vcpus: row.spec.vcpus,
+        mem_mib: row.spec.mem_mib,
+        boot: material.boot(engine.kind(), row.spec.tmpfs),
+        disks,
+        agent: true,
+        console_log: shared.directories.console(&row.id),
+    }
+}
+
+/// Before the guest runs it is written down whose process it is: a daemon that dies from here on
+/// is followed by one that adopts or ends it.
+async fn record(
+    shared: &Shared,
+    row: &SandboxRow,
+    machine: &Arc<dyn Machine>,
+    chosen: &Chosen,
+) -> Result<(), Error> {
+    let mut row = row.clone();
+    row.machine = Some(machine.record().clone());
+    row.engine = Some(chosen.engine.kind());
+    shared
+        .store
+        .write(move |tx| Sandboxes(tx).update(&row))
+        .await?;
+    Ok(())
+}
+
+fn meet_agent(
+    row: &SandboxRow,
+    machine: &Arc<dyn Machine>,
+    undo: &mut UndoStack,
+) -> Result<GuestLink, Error> {
+    let link = open_link(row, machine.as_ref())?;
+    let closing = link.clone();
+    undo.push(async move {
+        closing.close().await;
+        Ok(())
+    });
+    Ok(link)
+}
+
+/// Starts to meet the agent of a machine.
+pub(crate) fn open_link(row: &SandboxRow, machine: &dyn Machine) -> Result<GuestLink, Error> {
+    let endpoint = machine.agent_endpoint().ok_or_else(|| {
+        Error::new(
+            ErrorCode::AgentUnreachable,
+            "the machine has no agent channel",
+        )
+    })?;
+    let hostname = row
+        .spec
+        .hostname
+        .clone()
+        .or_else(|| row.spec.name.clone())
+        .unwrap_or(row.id.clone());
+    Ok(GuestLink::open(endpoint, GuestIdentity { hostname }))
+}
+
+/// Waits for the agent's session, or for the machine to die, whichever is first.
+async fn ready(
+    shared: &Shared,
+    chosen: &Chosen,
+    machine: &Arc<dyn Machine>,
+    link: &GuestLink,
+) -> Result<(Duration, Duration), Error> {
+    let began = Instant::now();
+    let deadline = shared.boot_deadline(chosen);
+    let up = tokio::select! {
+        up = tokio::time::timeout(deadline, link.ready()) => up,
+        exit = machine.wait() => {
+            return Err(died_while_booting(machine.as_ref(), exit));
+        }
+    };
+    match up {
+        Ok(Ok(ready)) => {
+            let all = began.elapsed();
+            let kernel = ready.init_started.min(all);
+            Ok((kernel, all - kernel))
+        }
+        Ok(Err(source)) => Err(Error::new(
+            ErrorCode::AgentUnreachable,
+            "the guest's agent is no use",
+        )
+        .with_source(source)
+        .with_details(machine.diagnostics().console)),
+        Err(_) => Err(never_dialled(machine.as_ref(), deadline)),
+    }
+}
+
+fn died_while_booting(machine: &dyn Machine, exit: kiln_vmm::Exit) -> Error {
+    let diagnostics = machine.diagnostics();
+    let message = match stop::last_words(&diagnostics.console) {
+        Some(words) => format!("the guest died while it booted: {words}"),
+        None => format!("the VMM ended while the guest booted ({exit:?})"),
+    };
+    Error::new(ErrorCode::StartFailed, message).with_details(output(&diagnostics))
+}
+
+fn never_dialled(machine: &dyn Machine, deadline: Duration) -> Error {
+    let diagnostics = machine.diagnostics();
+    let seconds = deadline.as_secs_f32();
+    let message = match stop::last_words(&diagnostics.console) {
+        Some(words) => format!("the guest hangs: {words}"),
+        None => format!("the guest's agent did not answer within {seconds} s"),
+    };
+    Error::new(ErrorCode::AgentTimeout, message)
+        .with_hint("the end of the guest's console is below; is this kernel fit for the engine?")
+        .with_details(output(&diagnostics))
+}
+
+fn output(diagnostics: &kiln_vmm::Diagnostics) -> String {
+    let parts = [
+        ("VMM", &diagnostics.vmm_output),
+        ("console", &diagnostics.console),
+    ];
+    let told = parts.iter().filter(|(_, text)| !text.trim().is_empty());
+    told.map(|(name, text)| format!("--- {name}\n{}\n", text.trim_end()))
+        .collect()
+}
+
+fn spawn_failed(error: SpawnError) -> Error {
+    match &error {
+        SpawnError::Invalid(_) => Error::new(ErrorCode::StartFailed, error.to_string()),
+        SpawnError::Program { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Error::new(ErrorCode::BinaryNotFound, "the engine's program is gone").with_source(error)
+        }
+        _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM").with_source(error),
+    }
+}
+
+fn start_failed(error: MachineError) -> Error {
+    let details = match &error {
+        MachineError::Exited { diagnostics, .. } | MachineError::Deadline { diagnostics, .. } => {
+            output(diagnostics)
+        }
+        _ => String::new(),
+    };
+    Error::new(ErrorCode::StartFailed, "cannot boot the machine")
+        .with_source(error)
+        .with_details(details)
+}
+
+fn cancelled(id: &str) -> Error {
+    Error::new(
+        ErrorCode::StartFailed,
+        format!("the start of sandbox {id} was cancelled"),
+    )
+}
+
+fn with_failures(cause: Error, failures: Vec<Error>) -> Error {
+    if failures.is_empty() {
+        return cause;
+    }
+    let left: Vec<String> = failures.iter().map(Error::message).collect();
+    let details = [
+        cause.details().unwrap_or_default(),
+        "--- not undone",
+        &left.join("\n"),
+    ]
+    .join("\n");
+    cause.with_details(details)
+}
+
+fn timings(
+    prepare: Duration,
+    spawn: Duration,
+    booted: BootTimings,
+    kernel: Duration,
+    agent: Duration,
+) -> Timings {
+    let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    Timings {
+        prepare_us: us(prepare),
+        vmm_spawn_us: us(spawn),
+        configure_us: us(booted.control + booted.configure),
+        kernel_us: us(kernel),
+        agent_us: us(agent),
+    }
+}
+
+async fn remove_tree(path: std::path::PathBuf) -> Result<(), Error> {
+    removed(tokio::fs::remove_dir_all(&path).await, &path)
+}
+
+async fn remove_file(path: std::path::PathBuf) -> Result<(), Error> {
+    removed(tokio::fs::remove_file(&path).await, &path)
+}
+
+fn removed(outcome: std::io::Result<()>, path: &std::path::Path) -> Result<(), Error> {
+    match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let message = format!("cannot remove {}", path.display());
+            Err(Error::new(ErrorCode::Host, message).with_source(error))
+        }
+        _ => Ok(()),
+    }
+}

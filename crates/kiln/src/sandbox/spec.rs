@@ -1,0 +1,178 @@
+//! What a user asks of a sandbox, and the rules that it must meet. Pure: no I/O.
+
+use std::path::PathBuf;
+
+use kiln_vmm::EnginePreference;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorCode};
+
+/// Largest number of virtual processors (Firecracker's own limit).
+pub const MAX_VCPUS: u8 = 32;
+/// Least memory with which Debian's kernel and the agent come up.
+pub const MIN_MEM_MIB: u32 = 64;
+/// Least scratch disk: an ext4 with a journal and something left to write to.
+pub const MIN_DISK_MIB: u64 = 32;
+/// Largest scratch disk: ext4 with 4 KiB blocks, 16 TiB.
+pub const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
+
+/// What a user asks of a sandbox. Unknown fields are refused, missing ones have defaults.
+///
+/// ```
+/// let spec: kiln::SandboxSpec = kiln::SandboxSpec { vcpus: 2, ..Default::default() };
+/// assert!(spec.check().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxSpec {
+    /// A name, unique among sandboxes: 1 to 63 of `[a-z0-9-]`, a letter or digit at both ends.
+    pub name: Option<String>,
+    /// Path of a tar, directory or filesystem image; Kiln's own small Debian when unset.
+    pub image: Option<String>,
+    /// Which engine runs it.
+    pub engine: EnginePreference,
+    /// Virtual processors, 1 to 32.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Size of the scratch disk, which takes the guest's writes, in MiB.
+    pub disk_mib: u64,
+    /// Keep the guest's writes in its memory instead of on a scratch disk.
+    pub tmpfs: bool,
+    /// A `vmlinux` or `bzImage`; Debian's cloud kernel when unset.
+    pub kernel: Option<PathBuf>,
+    /// The modules directory that belongs to `kernel`.
+    pub modules: Option<PathBuf>,
+    /// Host name in the guest; the sandbox's name, else its id, when unset.
+    pub hostname: Option<String>,
+}
+
+impl Default for SandboxSpec {
+    fn default() -> Self {
+        Self {
+            name: None,
+            image: None,
+            engine: EnginePreference::Auto,
+            vcpus: 1,
+            mem_mib: 512,
+            disk_mib: 10 * 1024,
+            tmpfs: false,
+            kernel: None,
+            modules: None,
+            hostname: None,
+        }
+    }
+}
+
+impl SandboxSpec {
+    /// Checks every rule and reports all faults together.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidSpec`], naming each fault.
+    pub fn check(&self) -> Result<(), Error> {
+        let faults = self.faults();
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::InvalidSpec, faults.join("; "))
+            .with_hint("correct the named fields; nothing was created"))
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Some(name) = &self.name
+            && !is_label(name)
+        {
+            faults.push(format!(
+                "name {name:?} is not 1 to 63 of a-z, 0-9 and inner dashes"
+            ));
+        }
+        if let Some(name) = &self.hostname
+            && !is_host_name(name)
+        {
+            faults.push(format!("hostname {name:?} is not a host name"));
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            faults.push(format!("vcpus is {}, not 1 to {MAX_VCPUS}", self.vcpus));
+        }
+        if self.mem_mib < MIN_MEM_MIB {
+            faults.push(format!(
+                "mem_mib is {}, less than {MIN_MEM_MIB}",
+                self.mem_mib
+            ));
+        }
+        if !self.tmpfs && !(MIN_DISK_MIB..=MAX_DISK_MIB).contains(&self.disk_mib) {
+            faults.push(format!(
+                "disk_mib is {}, not {MIN_DISK_MIB} to {MAX_DISK_MIB}",
+                self.disk_mib
+            ));
+        }
+        if self.modules.is_some() && self.kernel.is_none() {
+            faults.push("modules belong to a kernel, and none is given".to_owned());
+        }
+        faults
+    }
+}
+
+/// A DNS label in lower case.
+fn is_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|&byte| inner(byte) || byte == b'-')
+        && bytes.first().copied().is_some_and(inner)
+        && bytes.last().copied().is_some_and(inner)
+}
+
+/// Labels joined by dots, at most the kernel's 64 bytes (`__NEW_UTS_LEN`).
+fn is_host_name(name: &str) -> bool {
+    name.len() <= 64 && name.to_ascii_lowercase().split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        SandboxSpec::default().check().expect("default");
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let spec = SandboxSpec {
+            name: Some("No Good".into()),
+            hostname: Some("-x".into()),
+            vcpus: 33,
+            mem_mib: 1,
+            disk_mib: 1,
+            modules: Some("/m".into()),
+            ..SandboxSpec::default()
+        };
+        let error = spec.check().expect_err("six faults");
+        assert_eq!(error.code(), ErrorCode::InvalidSpec);
+        for word in [
+            "name", "hostname", "vcpus", "mem_mib", "disk_mib", "modules",
+        ] {
+            assert!(
+                error.to_string().contains(word),
+                "{error} does not name {word}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        serde_json::from_str::<SandboxSpec>(r#"{"vcpu": 2}"#).expect_err("typing error");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn names_that_pass_are_plain(name in ".{0,80}") {
+            if is_label(&name) {
+                proptest::prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+                proptest::prop_assert!(name.len() <= 63 && !name.starts_with('-'));
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The store: one SQLite file, the truth about what exists.
+//!
+//! Writes take a transaction and run on a blocking thread; constraints of the schema, not code,
+//! hold what must be unique. Rooms above see rows as typed values, never SQL.
+
+mod sandboxes;
+mod schema;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+pub(crate) use sandboxes::{Intent, SandboxRow, Sandboxes};
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("the store was written by a newer Kiln (schema {found}, this one knows {known})")]
+    TooNew { found: u32, known: u32 },
+    #[error("that name is taken")]
+    NameTaken,
+    #[error("the store cannot be read or written")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the store holds what this Kiln cannot read: {0}")]
+    Corrupt(String),
+}
+
+/// A handle on the store; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    connection: Arc<Mutex<Connection>>,
+}
+
+/// Other processes (a backup, `sqlite3`) may hold the file for a moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens the file, brings its schema up to date.
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = Connection::open(path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        // A power cut may lose the newest rows but never tears one: after a reboot no machine
+        // of theirs runs either.
+        connection.pragma_update(None, "synchronous", "normal")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        schema::migrate(&mut connection)?;
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// Runs `work` in one transaction: all of it is kept, or nothing.
+    pub(crate) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.blocking(move |connection| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
+
+    async fn blocking<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let connection = Arc::clone(&self.connection);
+        let run = move || {
+            // A panic inside a transaction rolled it back: the connection is still good.
+            let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut connection)
+        };
+        match tokio::task::spawn_blocking(run).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Corrupt(format!("a store task died: {error}"))),
+        }
+    }
+}
+
+impl From<StoreError> for crate::Error {
+    fn from(error: StoreError) -> Self {
+        use crate::ErrorCode;
+        match error {
+            StoreError::NameTaken => Self::new(ErrorCode::NameTaken, error.to_string())
+                .with_hint("choose another name, or remove the sandbox that has it"),
+            StoreError::TooNew { .. } => Self::new(ErrorCode::DataDirTooNew, error.to_string())
+                .with_hint("use that newer Kiln, or another data directory"),
+            StoreError::Sqlite(_) | StoreError::Corrupt(_) => {
+                Self::new(ErrorCode::Host, "the store failed").with_source(error)
+            }
+        }
+    }
+}

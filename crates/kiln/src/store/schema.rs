@@ -1,0 +1,69 @@
+//! The schema and its history. A step, once released, never changes.
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Step N brings a store from schema N to N + 1 (`PRAGMA user_version`).
+const STEPS: [&str; 1] = ["
+    CREATE TABLE sandboxes (
+        id            TEXT PRIMARY KEY NOT NULL,
+        name          TEXT UNIQUE,
+        spec          TEXT NOT NULL,
+        image         TEXT NOT NULL,
+        image_id      TEXT,
+        state         TEXT NOT NULL,
+        intent        TEXT,
+        engine        TEXT,
+        machine       TEXT,
+        reason        TEXT,
+        warnings      TEXT NOT NULL DEFAULT '[]',
+        timings       TEXT,
+        created_at_ms INTEGER NOT NULL,
+        started_at_ms INTEGER
+    ) STRICT;
+    CREATE INDEX sandboxes_by_age ON sandboxes (created_at_ms DESC, id);
+"];
+
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    for (version, step) in (1u32..).zip(STEPS).skip(found as usize) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_store_gets_every_step_and_a_second_open_none() {
+        let mut connection = Connection::open_in_memory().expect("sqlite");
+        migrate(&mut connection).expect("first");
+        migrate(&mut connection).expect("second");
+        let version: u32 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .expect("version");
+        assert_eq!(version as usize, STEPS.len());
+    }
+
+    #[test]
+    fn a_store_from_the_future_is_refused_untouched() {
+        let mut connection = Connection::open_in_memory().expect("sqlite");
+        connection
+            .pragma_update(None, "user_version", 99)
+            .expect("set");
+        assert!(matches!(
+            migrate(&mut connection),
+            Err(StoreError::TooNew { found: 99, .. })
+        ));
+    }
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask bench`: figures that the README and the issues promise, measured.
+//!
+//! Owns samples, statistics and how they are shown. A figure that cannot be taken on this machine
+//! is left out and said, never filled in.
+
+mod agent;
+mod bare;
+mod boot;
+mod proc;
+mod report;
+mod stats;
+mod timings;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+pub(crate) use boot::BenchError;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subject {
+    /// `kiln run -- true` and what it costs.
+    Boot(boot::Options),
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
+    match &options.subject {
+        Subject::Boot(options) => boot::run(options),
+    }
+}

@@ -1,0 +1,154 @@
+//! How figures are shown: a table for people, one flat JSON object for programs.
+
+use serde_json::{Map, Value, json};
+
+use super::stats::Samples;
+
+/// Figures in the order in which they were taken.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    rows: Vec<Row>,
+    missing: Vec<(&'static str, String)>,
+}
+
+#[derive(Debug)]
+struct Row {
+    key: &'static str,
+    what: &'static str,
+    value: f64,
+    spread: String,
+    limit: Option<f64>,
+}
+
+impl Report {
+    /// A figure that is the median of samples.
+    pub(super) fn median(&mut self, key: &'static str, what: &'static str, samples: &Samples) {
+        match (samples.median(), samples.min(), samples.max()) {
+            (Some(value), Some(min), Some(max)) => {
+                let spread = format!("{min:.1} to {max:.1}, n = {}", samples.count());
+                self.rows.push(Row {
+                    key,
+                    what,
+                    value,
+                    spread,
+                    limit: limit(key),
+                });
+            }
+            _ => self.missing(key, "no sample was taken"),
+        }
+    }
+
+    /// A figure taken once.
+    pub(super) fn single(&mut self, key: &'static str, what: &'static str, value: f64) {
+        self.rows.push(Row {
+            key,
+            what,
+            value,
+            spread: String::new(),
+            limit: limit(key),
+        });
+    }
+
+    /// A figure that could not be taken.
+    pub(super) fn missing(&mut self, key: &'static str, why: impl Into<String>) {
+        self.missing.push((key, why.into()));
+    }
+
+    /// The figures that were taken, by key; nothing else.
+    pub(super) fn json(&self) -> String {
+        let figures = self
+            .rows
+            .iter()
+            .map(|row| (row.key.to_owned(), json!(rounded(row.value))));
+        Value::Object(figures.collect::<Map<_, _>>()).to_string()
+    }
+
+    pub(super) fn table(&self) -> String {
+        let mut text = String::new();
+        for row in &self.rows {
+            let limit = row.limit.map_or_else(String::new, |limit| {
+                let verdict = if row.value <= limit { "within" } else { "OVER" };
+                format!("{verdict} {limit}")
+            });
+            let Row {
+                key,
+                what,
+                value,
+                spread,
+                ..
+            } = row;
+            text.push_str(&format!(
+                "{key:<16}{value:>10.2}  {limit:<14}{what:<52}{spread}\n"
+            ));
+        }
+        for (key, why) in &self.missing {
+            text.push_str(&format!("{key:<16}{:>10}  {why}\n", "-"));
+        }
+        text
+    }
+
+    /// What was not measured, a line each.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = String> {
+        self.missing
+            .iter()
+            .map(|(key, why)| format!("SKIPPED: {key}: {why}"))
+    }
+}
+
+/// What the figures must not exceed.
+fn limit(key: &str) -> Option<f64> {
+    Some(match key {
+        "run_ratio" => 1.25,
+        "host_ms" => 15.0,
+        "daemon_rss_mib" => 20.0,
+        "agent_rss_mib" => 4.0,
+        "initramfs_mib" => 6.0,
+        "burst_failed" => 0.0,
+        "exec_ms" => 5.0,
+        _ => return None,
+    })
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_holds_what_was_measured_and_nothing_else() {
+        let mut report = Report::default();
+        report.median(
+            "run_ms",
+            "run",
+            &[1100.0, 1200.0, 1300.12345].into_iter().collect(),
+        );
+        report.single("burst_failed", "failed", 0.0);
+        report.missing("run_ratio", "no QEMU");
+        report.median("exec_ms", "exec", &Samples::default());
+        assert_eq!(report.json(), r#"{"burst_failed":0.0,"run_ms":1200.0}"#);
+        let gaps: Vec<String> = report.gaps().collect();
+        assert_eq!(
+            gaps,
+            [
+                "SKIPPED: run_ratio: no QEMU",
+                "SKIPPED: exec_ms: no sample was taken"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_table_says_what_is_over_its_limit() {
+        let mut report = Report::default();
+        report.single("host_ms", "host", 15.5);
+        report.single("agent_rss_mib", "agent", 1.25);
+        let table = report.table();
+        assert!(table.lines().next().unwrap().contains("OVER 15"), "{table}");
+        assert!(
+            table.lines().nth(1).unwrap().contains("within 4"),
+            "{table}"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! What the lab has to be able to do, run by `cargo xtask test`.
+
+use super::{LabError, Options, run_with};
+
+/// One command in a lab of its own and what it has to answer.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    command: &'static [&'static str],
+    needs: &'static [Need],
+    exit_code: u8,
+    /// What its standard output has to contain.
+    says: &'static str,
+}
+
+/// What not every machine has.
+#[derive(Debug, PartialEq, Eq)]
+enum Need {
+    Firecracker,
+    /// A kernel and an image, as the demo leaves them.
+    KilnData,
+}
+
+impl Need {
+    fn missing(&self) -> Option<&'static str> {
+        match self {
+            Self::Firecracker if std::env::var_os("KILN_FIRECRACKER").is_none() => {
+                Some("KILN_FIRECRACKER is not set")
+            }
+            Self::KilnData if super::kiln_data().is_empty() => {
+                Some("there is no kernel and image yet; cargo xtask demo makes them")
+            }
+            Self::Firecracker | Self::KilnData => None,
+        }
+    }
+}
+
+/// How a scenario ended.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Passed,
+    Failed(String),
+    Skipped(&'static str),
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "output, exit code and KVM come through",
+        command: &["sh", "-c", "ls /dev/kvm && echo ok; exit 7"],
+        needs: &[],
+        exit_code: 7,
+        says: "/dev/kvm\nok\n",
+    },
+    Scenario {
+        name: "firecracker runs",
+        command: &["firecracker", "--version"],
+        needs: &[Need::Firecracker],
+        exit_code: 0,
+        says: "Firecracker v",
+    },
+    Scenario {
+        name: "kiln boots a guest in Firecracker",
+        command: &[
+            "kiln",
+            "run",
+            "--engine",
+            "firecracker",
+            "--",
+            "sh",
+            "-c",
+            "uname -s; exit 3",
+        ],
+        needs: &[Need::Firecracker, Need::KilnData],
+        exit_code: 3,
+        says: "Linux\n",
+    },
+];
+
+impl Scenario {
+    pub(crate) fn run(&self) -> Result<Verdict, LabError> {
+        if let Some(why) = self.needs.iter().find_map(Need::missing) {
+            return Ok(Verdict::Skipped(why));
+        }
+        let options = Options {
+            mem_mib: 1536,
+            cpus: 1,
+            disk_mib: 2048,
+            timeout_s: 300,
+            add: Vec::new(),
+            no_build: true,
+            no_data: !self.needs.contains(&Need::KilnData),
+            command: self.command.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        let (code, stdout, stderr) = run_with(&options, Vec::new(), Vec::new())?;
+        Ok(self.judge(code, &stdout, &stderr))
+    }
+
+    fn judge(&self, code: u8, stdout: &[u8], stderr: &[u8]) -> Verdict {
+        let stdout = String::from_utf8_lossy(stdout);
+        if code == self.exit_code && stdout.contains(self.says) {
+            return Verdict::Passed;
+        }
+        let stderr = String::from_utf8_lossy(stderr);
+        Verdict::Failed(format!(
+            "exit code {code} instead of {}, said {stdout:?} and {stderr:?}",
+            self.exit_code
+        ))
+    }
+}
