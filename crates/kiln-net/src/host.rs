@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) pool: Cidr,
     pub(crate) base: Base,
+    /// Whether the kernel filters on bridges: without, no bridge network is made.
+    pub(crate) bridges: bool,
     pub(crate) gate: Arc<Gate>,
     links: Mutex<Links>,
     nft: Mutex<Nft>,
@@ -127,7 +129,7 @@ impl HostNetwork {
             dns_port: DNS_PORT,
             verify_port: VERIFY_PORT,
         };
-        load_tables(&mut nft, &identity, &base)?;
+        let bridges = load_tables(&mut nft, &identity, &base)?;
         let mut steps = Steps::new();
         steps.add_address(LOOPBACK, gateway, 32);
         links.run(steps)?;
@@ -136,6 +138,7 @@ impl HostNetwork {
             identity,
             pool,
             base,
+            bridges,
             gate,
             links: Mutex::new(links),
             nft: Mutex::new(nft),
@@ -264,11 +267,35 @@ impl Shared {
         })
     }
 
+    /// Change the table for bridges.
+    pub(crate) fn apply_bridge(
+        &self,
+        changes: Vec<crate::ruleset::Change>,
+    ) -> Result<(), NetlinkError> {
+        let table = self.base.table.clone();
+        self.nft().apply(&Transaction {
+            family: TableFamily::Bridge,
+            table,
+            changes,
+        })
+    }
+
+    /// Every network that this host has a route or an address in.
+    pub(crate) fn networks_in_use(&self) -> Result<Vec<Cidr>, NetlinkError> {
+        taken(&mut self.links(), &BTreeSet::new())
+    }
+
+    /// As many as the pool has addresses for.
+    pub(crate) fn slots(&self) -> u32 {
+        let (first, last) = self.pool.bounds();
+        let room = (last - first).saturating_sub(FIRST_SLOT);
+        room.min(crate::network::MAX_SLOT + 1)
+    }
+
     /// The address of a slot, if the pool has one.
     pub(crate) fn slot_address(&self, slot: u32) -> Option<Ipv4Addr> {
-        let (first, last) = self.pool.bounds();
-        let bits = first.checked_add(FIRST_SLOT)?.checked_add(slot)?;
-        (bits < last && slot <= crate::network::MAX_SLOT).then(|| Ipv4Addr::from_bits(bits))
+        let first = self.pool.bounds().0;
+        (slot < self.slots()).then(|| Ipv4Addr::from_bits(first + FIRST_SLOT + slot))
     }
 
     /// Let replies come back: the kernel asks the interface a packet came in by whether it
@@ -394,7 +421,8 @@ fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkEr
     Ok(all)
 }
 
-fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(), HostError> {
+/// Load both tables; whether the one for bridges could be loaded.
+fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<bool, HostError> {
     let claim = |transaction: &Transaction| {
         let version = stable_hash(&[transaction.to_string().as_bytes()]);
         format!("{} {version:016x} {}", identity.tag(), base.pool)
@@ -403,7 +431,13 @@ fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(), Ho
     load_table(nft, identity, &comment, &base.load(comment.clone()))?;
     let bridge = |comment| bridge::load(identity.table(), &identity.tap_prefix(), comment);
     let comment = claim(&bridge(String::new()));
-    load_table(nft, identity, &comment, &bridge(comment.clone()))
+    match load_table(nft, identity, &comment, &bridge(comment.clone())) {
+        Err(HostError::Netlink(error)) if is_unsupported(&error) => {
+            tracing::warn!("this kernel has no nftables for bridges: there are no bridge networks");
+            Ok(false)
+        }
+        loaded => loaded.map(|()| true),
+    }
 }
 
 /// Load a table unless the very same is there; refuse to replace one that is not ours.
@@ -413,16 +447,8 @@ fn load_table(
     comment: &str,
     transaction: &Transaction,
 ) -> Result<(), HostError> {
-    let tables = match nft.tables(transaction.family) {
-        Err(error) if transaction.family == TableFamily::Bridge && is_unsupported(&error) => {
-            tracing::warn!(
-                "this kernel has no nftables for bridges: bridge networks will be refused"
-            );
-            return Ok(());
-        }
-        tables => tables?,
-    };
-    let found = tables
+    let found = nft
+        .tables(transaction.family)?
         .into_iter()
         .find(|info| info.name == transaction.table);
     if let Some(info) = found {
@@ -440,15 +466,7 @@ fn load_table(
             return Ok(());
         }
     }
-    match nft.apply(transaction) {
-        Err(error) if transaction.family == TableFamily::Bridge && is_unsupported(&error) => {
-            tracing::warn!(
-                "this kernel has no nftables for bridges: bridge networks will be refused"
-            );
-            Ok(())
-        }
-        done => Ok(done?),
-    }
+    Ok(nft.apply(transaction)?)
 }
 
 fn is_unsupported(error: &NetlinkError) -> bool {

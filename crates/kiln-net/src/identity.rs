@@ -82,8 +82,20 @@ impl Identity {
     }
 
     /// The tag of a link.
-    pub(crate) fn alias(&self, what: &str) -> String {
-        format!("{}/{what}", self.tag)
+    pub(crate) fn alias(&self, what: &Label) -> String {
+        format!("{}/{}", self.tag, what.0)
+    }
+}
+
+/// What a link belongs to, for people: printable, at most 64 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label(String);
+
+impl Label {
+    /// Characters that would upset a terminal become `_`; what is too long is cut.
+    pub fn new(text: &str) -> Self {
+        let printable = |c: char| if c.is_ascii_graphic() { c } else { '_' };
+        Self(text.chars().take(64).map(printable).collect())
     }
 }
 
@@ -102,6 +114,16 @@ mod tests {
             assert_ne!(left.table(), right.table());
             assert_ne!(left.tag(), right.tag());
         }
+    }
+
+    #[test]
+    fn labels_are_short_and_printable() {
+        let label = Label::new(&"\u{1b}[31m ".repeat(40));
+        let alias = Identity::standard().alias(&label);
+        assert!(
+            alias.starts_with("kiln:main/_[31m__") && alias.len() < 100,
+            "{alias}"
+        );
     }
 
     #[test]

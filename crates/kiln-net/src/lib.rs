@@ -21,9 +21,12 @@ mod tap;
 pub mod wireguard;
 
 pub use host::{HostError, HostNetwork, HostOptions, Obstacle, POOLS};
-pub use identity::Identity;
+pub use identity::{Identity, Label};
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
-pub use network::{CloseError, GuestFacts, MAX_SLOT, Network, NetworkError, NetworkRecord, NetworkSpec};
+pub use network::{
+    BridgeError, BridgeNetwork, BridgeRecord, BridgeSpec, CloseError, GuestFacts, MAX_SLOT,
+    MemberRecord, MemberSpec, Network, NetworkError, NetworkRecord, NetworkSpec,
+};
 pub use recover::Swept;
 pub use tap::TapOwner;

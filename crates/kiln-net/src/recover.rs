@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::host::{HostNetwork, Shared};
+use crate::link::{AddressInfo, LinkInfo, Links, RuleSpec, Steps};
 use crate::netlink::NetlinkError;
+use crate::nft::KeyAndData;
 use crate::ruleset::base::{
     CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
     SOURCES, VERIFIED,
 };
 use crate::ruleset::sandbox::{GENERATION_BITS, Subject, chain_name};
-use crate::ruleset::{Change, Element, Field, TableFamily, interface_key};
-use crate::subnet::InterfaceName;
+use crate::ruleset::{Change, Element, Field, TableFamily, bridge, interface_key};
+use crate::subnet::{Cidr, InterfaceName};
 
 /// Sets and maps whose keys begin with an interface.
 const BY_INTERFACE: [&str; 9] = [
@@ -41,8 +43,8 @@ impl HostNetwork {
     pub fn sweep(&self, keep: &BTreeSet<InterfaceName>) -> Result<Swept, NetlinkError> {
         let shared = self.shared();
         // Rules first: what has none has no traffic.
-        let rules = sweep_rules(shared, keep)?;
-        let routing = sweep_routing(shared)?;
+        let rules = sweep_rules(shared, keep)? + sweep_pins(shared, keep)?;
+        let routing = sweep_routing(shared, keep)?;
         let links = remove_links(shared, keep)?;
         Ok(Swept {
             links,
@@ -58,18 +60,23 @@ pub(crate) fn remove_links(
     keep: &BTreeSet<InterfaceName>,
 ) -> Result<usize, NetlinkError> {
     let mut links = shared.links();
-    let kept = |name: &str| keep.iter().any(|kept| kept.as_str() == name);
-    let identity = &shared.identity;
-    let left = links
-        .links()?
-        .into_iter()
-        .filter(|link| identity.owns(&link.name, link.alias.as_deref()) && !kept(&link.name));
-    let mut removed = 0;
-    for link in left {
+    let left = leftovers(shared, &mut links, keep)?;
+    for link in &left {
         links.delete(&link.name)?;
-        removed += 1;
     }
-    Ok(removed)
+    Ok(left.len())
+}
+
+fn leftovers(
+    shared: &Shared,
+    links: &mut Links,
+    keep: &BTreeSet<InterfaceName>,
+) -> Result<Vec<LinkInfo>, NetlinkError> {
+    let kept = |name: &str| keep.iter().any(|kept| kept.as_str() == name);
+    let goes = |link: &LinkInfo| {
+        shared.identity.owns(&link.name, link.alias.as_deref()) && !kept(&link.name)
+    };
+    Ok(links.links()?.into_iter().filter(goes).collect())
 }
 
 /// Whether the kernel enforces exactly this generation of the subject's policy.
@@ -103,22 +110,63 @@ fn sweep_rules(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize,
     Ok(removed)
 }
 
-/// Routing rules from addresses of our pool that no interface has any more.
-fn sweep_routing(shared: &Shared) -> Result<usize, NetlinkError> {
+/// Elements of the table for bridges whose TAP goes.
+fn sweep_pins(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, NetlinkError> {
+    if !shared.bridges {
+        return Ok(0);
+    }
+    let kept: BTreeSet<Vec<u8>> = keep.iter().map(interface_key).collect();
+    let mut changes = Vec::new();
+    for set in bridge::PINS {
+        let elements = shared
+            .nft()
+            .elements(TableFamily::Bridge, &shared.base.table, set)?;
+        let goes = |key: &&Vec<u8>| key.get(..NAME_LEN).is_some_and(|tap| !kept.contains(tap));
+        changes.extend(delete(
+            set,
+            elements.iter().map(|(key, _)| key).filter(goes),
+        ));
+    }
+    let removed = changes.len();
+    shared.apply_bridge(changes)?;
+    Ok(removed)
+}
+
+/// Routing rules from addresses that nobody has any more: those of our pool without a sandbox, and
+/// those of links that go.
+fn sweep_routing(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, NetlinkError> {
     let sources = shared
         .nft()
         .elements(TableFamily::Inet, &shared.base.table, SOURCES)?;
     let alive: BTreeSet<Ipv4Addr> = sources.iter().filter_map(|(key, _)| source(key)).collect();
     let mut links = shared.links();
-    let left: Vec<_> = links
-        .our_rules()?
-        .into_iter()
-        .filter(|rule| shared.pool.covers(rule.from) && !alive.contains(&rule.from.network()))
-        .collect();
-    let mut steps = crate::link::Steps::new();
+    let going = networks_of_leftovers(shared, &mut links, keep)?;
+    let goes = |rule: &RuleSpec| {
+        let ownerless = shared.pool.covers(rule.from) && !alive.contains(&rule.from.network());
+        ownerless || going.contains(&rule.from)
+    };
+    let left: Vec<_> = links.our_rules()?.into_iter().filter(goes).collect();
+    let mut steps = Steps::new();
     left.iter().for_each(|rule| steps.delete_rule(rule));
     links.run(steps)?;
     Ok(left.len())
+}
+
+/// The subnets of the bridges that go.
+fn networks_of_leftovers(
+    shared: &Shared,
+    links: &mut Links,
+    keep: &BTreeSet<InterfaceName>,
+) -> Result<BTreeSet<Cidr>, NetlinkError> {
+    let going: BTreeSet<u32> = leftovers(shared, links, keep)?
+        .iter()
+        .map(|link| link.index)
+        .collect();
+    let of_leftovers = |address: &AddressInfo| going.contains(&address.index);
+    let addresses = links.addresses()?.into_iter().filter(of_leftovers);
+    Ok(addresses
+        .map(|address| Cidr::of(address.address, address.prefix))
+        .collect())
 }
 
 fn source(key: &[u8]) -> Option<Ipv4Addr> {
@@ -127,11 +175,9 @@ fn source(key: &[u8]) -> Option<Ipv4Addr> {
         .map(Ipv4Addr::from)
 }
 
-type Elements = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// What the kernel holds of our table's changing part.
 struct Table {
-    elements: BTreeMap<&'static str, Elements>,
+    elements: BTreeMap<&'static str, Vec<KeyAndData>>,
     sets: Vec<String>,
     chains: Vec<String>,
 }
@@ -156,7 +202,7 @@ impl Table {
         })
     }
 
-    fn of(&self, set: &str) -> impl Iterator<Item = &(Vec<u8>, Vec<u8>)> {
+    fn of(&self, set: &str) -> impl Iterator<Item = &KeyAndData> {
         self.elements.get(set).into_iter().flatten()
     }
 

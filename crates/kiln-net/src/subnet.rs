@@ -213,6 +213,12 @@ impl Subnet {
         (index < self.guests()).then(|| Ipv4Addr::from_bits(self.0.network + 2 + index))
     }
 
+    /// Whether an address is one for guests.
+    pub fn has_guest(self, address: Ipv4Addr) -> bool {
+        let (first, last) = self.0.bounds();
+        (first + 2..last).contains(&address.to_bits())
+    }
+
     /// The lowest guest address that is not taken (A6.2).
     ///
     /// # Errors
@@ -280,6 +286,10 @@ impl InterfaceName {
     }
 
     /// A TAP's name: deterministic from VM and interface (A6.3).
+    ///
+    /// # Errors
+    /// [`SubnetError::InterfaceName`] when the prefix is too long or has characters that a name
+    /// cannot have.
     pub fn for_tap(prefix: &str, vm: &str, interface: &str) -> Result<Self, SubnetError> {
         let hash = stable_hash(&[b"tap", vm.as_bytes(), interface.as_bytes()]);
         Self::new(format!("{prefix}t{:010x}", hash & 0xff_ffff_ffff))
@@ -332,6 +342,23 @@ impl fmt::Debug for MacAddr {
 impl Serialize for MacAddr {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddr {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut octets = text.split(':').map(|part| match part.len() {
+            2 => u8::from_str_radix(part, 16).ok(),
+            _ => None,
+        });
+        let address = std::array::from_fn(|_| octets.next().flatten());
+        match (address, octets.next()) {
+            ([Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)], None) => {
+                Ok(Self([a, b, c, d, e, f]))
+            }
+            _ => Err(serde::de::Error::custom("not a MAC like 02:00:00:00:00:01")),
+        }
     }
 }
 

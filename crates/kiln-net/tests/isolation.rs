@@ -1,4 +1,12 @@
 //! Sandboxes, the host and each other: sources are pinned, IPv6 is gone, nobody sees a neighbour.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 

@@ -1,4 +1,12 @@
 //! Domain rules: a name opens its addresses, for its time, and nothing else does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 

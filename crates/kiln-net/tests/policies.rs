@@ -1,5 +1,13 @@
 //! Each policy, probed with real packets: what is forbidden fails, and the same probe succeeds
 //! where it is allowed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 

@@ -1,4 +1,12 @@
 //! Published ports: from other hosts, from the host itself, by localhost; and bandwidth.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 

@@ -1,4 +1,12 @@
 //! Nothing is left behind, everything is found again, and nobody else's things are touched.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 
@@ -283,7 +291,7 @@ fn two_data_directories_on_one_host_do_not_collide() {
     let one = lab.network(1, CUSTOM);
     let two = lab
         .host
-        .run(|| Network::create(&second, spec(1, "{}")))
+        .run(|| support::create(&second, 1, spec(1, "{}")))
         .unwrap()
         .unwrap();
     assert_ne!(one.address(), two.address());

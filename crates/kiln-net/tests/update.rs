@@ -1,5 +1,13 @@
 //! Policies changed under running traffic: what stays allowed goes on, what is denied is cut, and a
 //! change that fails changes nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 

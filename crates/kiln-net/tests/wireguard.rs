@@ -1,5 +1,13 @@
 //! Egress through a tunnel: policy routing, and nothing when the tunnel is gone. The tunnel here is
 //! a veth pair, since this kernel may have no WireGuard; the device itself is tried where it does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "a test may"
+)]
 
 mod support;
 
@@ -17,7 +25,9 @@ fn name(text: &str) -> InterfaceName {
 }
 
 fn existing() -> EgressSpec {
-    EgressSpec::new(Tunnel::Existing { interface: name("wgx0") })
+    EgressSpec::new(Tunnel::Existing {
+        interface: name("wgx0"),
+    })
 }
 
 fn with_tunnel() -> Lab {
@@ -34,8 +44,14 @@ fn up(lab: &Lab, spec: EgressSpec) -> Result<Arc<Egress>, WireGuardError> {
 }
 
 fn network(lab: &Lab, slot: u32, via: &Arc<Egress>) -> Network {
-    let spec = NetworkSpec { via: Some(Arc::clone(via)), ..spec(slot, "{}") };
-    lab.host.run(|| Network::create(&lab.kiln, spec)).unwrap().unwrap()
+    let spec = NetworkSpec {
+        via: Some(Arc::clone(via)),
+        ..spec(slot, "{}")
+    };
+    lab.host
+        .run(|| support::create(&lab.kiln, slot, spec))
+        .unwrap()
+        .unwrap()
 }
 
 #[test]
@@ -52,7 +68,11 @@ fn a8_4_traffic_leaves_by_the_tunnel_and_by_nothing_else() {
     assert_eq!(guest.facts.mtu, 1380, "the guest knows the tunnel's MTU");
     let seen = || guest.run(|| probe::tcp(at(OTHER, 80)));
     assert_eq!(seen(), Some(INSIDE), "the server sees the tunnel's address");
-    assert_eq!(other.run(|| probe::tcp(at(OTHER, 80))), Some(HOST), "others are not concerned");
+    assert_eq!(
+        other.run(|| probe::tcp(at(OTHER, 80))),
+        Some(HOST),
+        "others are not concerned"
+    );
 
     // Down under traffic: closed, by the unreachable route.
     let mut stream = guest.run(|| std::net::TcpStream::connect(at(OTHER, 80)).unwrap());
@@ -60,21 +80,34 @@ fn a8_4_traffic_leaves_by_the_tunnel_and_by_nothing_else() {
     use std::io::Write;
     let _ = stream.write_all(b"during the outage");
     assert_eq!(seen(), None);
-    assert!(lab.host_sh("ip route show table 51820").contains("unreachable default"));
+    assert!(
+        lab.host_sh("ip route show table 51820")
+            .contains("unreachable default")
+    );
     // Without the route and the rule, too: the ruleset holds.
-    lab.host_sh("ip route flush table 51820; while ip rule del priority 5182 2>/dev/null; do :; done");
+    lab.host_sh(
+        "ip route flush table 51820; while ip rule del priority 5182 2>/dev/null; do :; done",
+    );
     assert_eq!(seen(), None, "the ruleset alone");
     // The control: without that protection the same probe goes out in the open.
     lab.host_sh("nft flush set inet kiln pinned");
     assert_eq!(seen(), Some(HOST), "nothing else stopped it");
     let interface = tunnelled.record().interface;
-    lab.host_sh(&format!("nft add element inet kiln pinned '{{ \"{interface}\" }}'"));
+    lab.host_sh(&format!(
+        "nft add element inet kiln pinned '{{ \"{interface}\" }}'"
+    ));
 
     tunnelled.close().unwrap();
     plain.close().unwrap();
     drop(egress);
-    assert_eq!(lab.host_sh("ip rule; ip route show table 51820 2>/dev/null || true"), rules);
-    assert!(lab.host_sh("ip -br link").contains("wgx0"), "A8.2: never deleted");
+    assert_eq!(
+        lab.host_sh("ip rule; ip route show table 51820 2>/dev/null || true"),
+        rules
+    );
+    assert!(
+        lab.host_sh("ip -br link").contains("wgx0"),
+        "A8.2: never deleted"
+    );
 }
 
 #[test]
@@ -83,22 +116,55 @@ fn a8_4_only_what_is_ours_is_used_and_removed() {
         return;
     }
     let lab = with_tunnel();
-    lab.host_sh("ip route add default via 10.77.0.1 table 700; ip rule add from 10.1.0.0/16 lookup 51820");
-    let taken = up(&lab, EgressSpec { table: 700, ..existing() });
-    assert!(matches!(taken, Err(WireGuardError::TableTaken { table: 700 })), "{taken:?}");
+    lab.host_sh(
+        "ip route add default via 10.77.0.1 table 700; ip rule add from 10.1.0.0/16 lookup 51820",
+    );
+    let taken = up(
+        &lab,
+        EgressSpec {
+            table: 700,
+            ..existing()
+        },
+    );
+    assert!(
+        matches!(taken, Err(WireGuardError::TableTaken { table: 700 })),
+        "{taken:?}"
+    );
     for table in [0, 253, 254, 255] {
-        let refused = up(&lab, EgressSpec { table, ..existing() });
-        assert!(matches!(refused, Err(WireGuardError::Table { .. })), "{refused:?}");
+        let refused = up(
+            &lab,
+            EgressSpec {
+                table,
+                ..existing()
+            },
+        );
+        assert!(
+            matches!(refused, Err(WireGuardError::Table { .. })),
+            "{refused:?}"
+        );
     }
-    let missing = EgressSpec::new(Tunnel::Existing { interface: name("nowhere0") });
-    assert!(matches!(up(&lab, missing), Err(WireGuardError::NoInterface { .. })));
-    let ours = EgressSpec::new(Tunnel::Existing { interface: name("kln0001-abc") });
-    assert!(matches!(up(&lab, ours), Err(WireGuardError::InterfaceName { .. })));
+    let missing = EgressSpec::new(Tunnel::Existing {
+        interface: name("nowhere0"),
+    });
+    assert!(matches!(
+        up(&lab, missing),
+        Err(WireGuardError::NoInterface { .. })
+    ));
+    let ours = EgressSpec::new(Tunnel::Existing {
+        interface: name("kln0001-abc"),
+    });
+    assert!(matches!(
+        up(&lab, ours),
+        Err(WireGuardError::InterfaceName { .. })
+    ));
     lab.host_sh("ip route add 10.99.0.0/16 via 10.77.0.1 table 51820");
     drop(up(&lab, existing()).unwrap());
     let left = lab.host_sh("ip rule; ip route show table 51820; ip route show table 700");
     assert!(left.contains("from 10.1.0.0/16 lookup 51820") && left.contains("10.99.0.0/16 via"));
-    assert!(left.contains("default via 10.77.0.1") && !left.contains("unreachable"), "{left}");
+    assert!(
+        left.contains("default via 10.77.0.1") && !left.contains("unreachable"),
+        "{left}"
+    );
 }
 
 #[test]
@@ -107,7 +173,14 @@ fn without_fail_closed_traffic_goes_on_in_the_open() {
         return;
     }
     let lab = with_tunnel();
-    let egress = up(&lab, EgressSpec { fail_closed: false, ..existing() }).unwrap();
+    let egress = up(
+        &lab,
+        EgressSpec {
+            fail_closed: false,
+            ..existing()
+        },
+    )
+    .unwrap();
     let network = network(&lab, 1, &egress);
     let guest = lab.guest(&network);
     assert_eq!(guest.run(|| probe::tcp(at(OTHER, 80))), Some(INSIDE));
@@ -132,7 +205,10 @@ fn a8_1_a_managed_tunnel_is_made_and_deleted() {
     let lab = Lab::new();
     let config = TEXT.parse().unwrap();
     let before = lab.host_sh("ip -br link; ip rule; ip route show table all");
-    let managed = EgressSpec::new(Tunnel::Managed { interface: name("wg7"), config });
+    let managed = EgressSpec::new(Tunnel::Managed {
+        interface: name("wg7"),
+        config,
+    });
     let egress = match up(&lab, managed) {
         Ok(egress) => egress,
         Err(WireGuardError::NotInKernel) => {
@@ -144,7 +220,10 @@ fn a8_1_a_managed_tunnel_is_made_and_deleted() {
         Err(error) => panic!("{error:?}"),
     };
     let link = lab.host_sh("ip -d link show wg7; ip address show wg7");
-    assert!(link.contains("mtu 1400") && link.contains("10.78.0.2/32"), "{link}");
+    assert!(
+        link.contains("mtu 1400") && link.contains("10.78.0.2/32"),
+        "{link}"
+    );
     drop(egress);
     assert!(!lab.host_sh("ip -br link").contains("wg7"));
 }

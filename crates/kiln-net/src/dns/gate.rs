@@ -137,7 +137,10 @@ impl Subscription {
 impl Subscriber {
     pub(crate) fn new(subscription: Subscription) -> Self {
         let subscription = Mutex::new(subscription);
-        Self { subscription, questions: Semaphore::new(CONCURRENT_QUESTIONS) }
+        Self {
+            subscription,
+            questions: Semaphore::new(CONCURRENT_QUESTIONS),
+        }
     }
 
     /// Exclusive: no question opens an address while a policy is being exchanged.
@@ -166,7 +169,10 @@ impl Gate {
 
     /// Let an address ask as a subscriber.
     pub(crate) fn subscribe(&self, source: Ipv4Addr, subscriber: Arc<Subscriber>) {
-        let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut subscribers = self
+            .subscribers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         subscribers.insert(source, subscriber);
     }
 

@@ -217,13 +217,6 @@ impl Steps {
         );
     }
 
-    pub(crate) fn up_by_name(&mut self, name: &InterfaceName) {
-        self.batch
-            .message("bring a link up", NEW_LINK, ACK, &link(0, UP, UP), |a| {
-                a.text(3, name.as_str());
-            });
-    }
-
     /// Let the kernel forward what comes in here; no sysctl is touched, and no other link.
     pub(crate) fn forward(&mut self, index: u32) {
         self.ipv4_setting("let a link forward", index, FORWARDING, 1);

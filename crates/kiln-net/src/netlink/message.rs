@@ -146,10 +146,6 @@ impl Attributes<'_> {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    pub(crate) fn be16(&mut self, kind: u16, value: u16) -> &mut Self {
-        self.bytes(kind, &value.to_be_bytes())
-    }
-
     pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.bytes(kind, &value.to_be_bytes())
     }

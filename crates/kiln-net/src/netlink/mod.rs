@@ -15,4 +15,4 @@ pub(crate) use message::{
     ACK, APPEND, Attributes, Batch, CREATE, DUMP, EXCL, REPLACE, attributes, text,
 };
 pub use socket::NetlinkError;
-pub(crate) use socket::{Family, Reply, Socket};
+pub(crate) use socket::{Family, Socket};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::guest::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, GUEST_PREFIX};
 use super::rules::Rules;
 use super::sandbox::{Network, NetworkError, NetworkRecord, NetworkSpec, published};
-use crate::host::Shared;
+use crate::host::{HostNetwork, Shared};
 use crate::link::{Links, Route, Steps, Veth};
 use crate::netlink::NetlinkError;
 use crate::netns::NetNamespace;
@@ -37,9 +37,9 @@ pub(super) fn tap_name() -> InterfaceName {
 /// Names, addresses, and a namespace with a TAP in it: nothing on the host yet.
 pub(super) fn prepare(
     host: Arc<Shared>,
+    record: NetworkRecord,
     spec: NetworkSpec,
 ) -> Result<(Network, InsideHandles), NetworkError> {
-    let interface = host.identity.veth(spec.slot, random()?)?;
     let owner = spec.owner;
     let (namespace, inside) = NetNamespace::create(|| {
         tap::create(&tap_name(), owner, Some(TAP)).map_err(NetworkError::Tap)?;
@@ -48,11 +48,6 @@ pub(super) fn prepare(
             nft: Nft::open()?,
         })
     })?;
-    let record = NetworkRecord {
-        interface,
-        slot: spec.slot,
-        generation: 1,
-    };
     Ok((assemble(host, record, spec, namespace)?, inside?))
 }
 
@@ -79,11 +74,7 @@ fn assemble(
     spec: NetworkSpec,
     namespace: NetNamespace,
 ) -> Result<Network, NetworkError> {
-    let slot = record.slot;
-    let address = host.slot_address(slot).ok_or(NetworkError::Slot {
-        slot,
-        pool: host.pool,
-    })?;
+    let (slot, address) = (record.slot, slot_address(&host, record.slot)?);
     let mtu = match &spec.via {
         Some(via) => via.mtu(),
         None => host.uplink_mtu()?,
@@ -101,6 +92,8 @@ fn assemble(
     rules.ask_from = spec.via.as_ref().map(|via| via.address());
     Ok(Network {
         rules,
+        label: spec.label,
+        hostname: spec.hostname,
         namespace,
         address,
         mtu,
@@ -108,6 +101,34 @@ fn assemble(
         via: spec.via,
         claimed: false,
     })
+}
+
+impl HostNetwork {
+    /// Choose the names of a network before anything of it exists: what is stored first can be
+    /// found again, whatever happens. No two live networks of one data directory share a slot.
+    ///
+    /// # Errors
+    /// [`NetworkError::Slot`] when the pool has no address for it.
+    pub fn reserve(&self, slot: u32) -> Result<NetworkRecord, NetworkError> {
+        let host = self.shared();
+        slot_address(host, slot)?;
+        Ok(NetworkRecord {
+            interface: host.identity.veth(slot, random()?)?,
+            slot,
+            generation: 1,
+        })
+    }
+
+    /// How many slots there are, from 0 on.
+    pub fn slots(&self) -> u32 {
+        self.shared().slots()
+    }
+}
+
+fn slot_address(host: &Shared, slot: u32) -> Result<Ipv4Addr, NetworkError> {
+    let pool = host.pool;
+    host.slot_address(slot)
+        .ok_or(NetworkError::Slot { slot, pool })
 }
 
 fn random() -> Result<u64, NetworkError> {
@@ -136,7 +157,7 @@ impl Network {
         steps.add_veth(&Veth {
             name,
             mac,
-            alias: &self.rules.host.identity.alias("veth"),
+            alias: &self.rules.host.identity.alias(&self.label),
             mtu: self.mtu,
             peer_name: UPLINK_NAME,
             peer_index: UPLINK,
@@ -195,7 +216,11 @@ impl Network {
             gateway: Some(gateway),
             ..Route::to(Cidr::ALL, UPLINK)
         });
-        limit(&mut steps, self.rules.policy.bandwidth, Bandwidth::default());
+        limit(
+            &mut steps,
+            self.rules.policy.bandwidth,
+            Bandwidth::default(),
+        );
         Ok(inside.links.run(steps)?)
     }
 }

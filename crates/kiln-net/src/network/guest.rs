@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::Serialize;
 
+use crate::policy::DomainName;
 use crate::subnet::{Cidr, InterfaceName, MacAddr, kernel_ip_argument};
 
 /// The guest's address: the same in every namespace, so that a clone needs no new one.
@@ -32,6 +33,8 @@ pub struct GuestFacts {
     pub resolver: Ipv4Addr,
     /// The largest packet that passes whole.
     pub mtu: u32,
+    /// What the guest calls itself, if it was said.
+    pub hostname: Option<DomainName>,
 }
 
 impl GuestFacts {

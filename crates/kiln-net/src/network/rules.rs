@@ -102,16 +102,28 @@ impl Rules {
         self.reserve(&published)?;
         self.open_ways(&policy)?;
         let generation = next_generation(self.subject.generation);
-        let next = Subject { generation, published, ..self.subject.clone() };
+        let next = Subject {
+            generation,
+            published,
+            ..self.subject.clone()
+        };
         // No question opens an address while the sets are exchanged.
         let subscriber = self.subscriber.clone();
         let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
-        let grants = subscription.as_ref().map(|s| s.grants_under(&policy)).unwrap_or_default();
+        let grants = subscription
+            .as_ref()
+            .map(|s| s.grants_under(&policy))
+            .unwrap_or_default();
         let entry = Entry::compile(&next, &policy, &grants);
-        let changes = self.entry.as_ref().map_or_else(|| entry.add(), |old| old.replace_with(&entry));
+        let changes = self
+            .entry
+            .as_ref()
+            .map_or_else(|| entry.add(), |old| old.replace_with(&entry));
         self.host.apply(changes)?;
         let resolved = |clause, address| {
-            grants.iter().any(|grant| grant.clause == clause && grant.address == address)
+            grants
+                .iter()
+                .any(|grant| grant.clause == clause && grant.address == address)
         };
         if let Err(error) = self.cut_denied(&policy, &next, resolved) {
             if let Some(old) = &self.entry {
@@ -141,7 +153,9 @@ impl Rules {
         });
         match added {
             Ok(elements) => {
-                self.entry.iter_mut().for_each(|entry| entry.join(&elements));
+                self.entry
+                    .iter_mut()
+                    .for_each(|entry| entry.join(&elements));
                 self.subject.sources.push(source);
                 self.subject.published.extend(published);
                 if let Some(subscriber) = &self.subscriber {
@@ -158,15 +172,26 @@ impl Rules {
 
     /// Take an address and its ports away again.
     pub(super) fn remove_source(&mut self, source: Ipv4Addr) -> Vec<NetlinkError> {
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            self.subject.published.drain(..).partition(|(_, guest)| *guest == source);
+        if !self.subject.sources.contains(&source) {
+            return Vec::new();
+        }
+        let (gone, kept): (Vec<_>, Vec<_>) = self
+            .subject
+            .published
+            .drain(..)
+            .partition(|(_, guest)| *guest == source);
         self.subject.published = kept;
         self.subject.sources.retain(|other| *other != source);
         self.host.gate.unsubscribe(source);
         let elements = Entry::of_source(&self.subject, source, &gone);
-        self.entry.iter_mut().for_each(|entry| entry.part(&elements));
+        self.entry
+            .iter_mut()
+            .for_each(|entry| entry.part(&elements));
         self.release_unpublished();
-        let steps = [self.host.apply(elements.remove()), self.forget_flows(&[source])];
+        let steps = [
+            self.host.apply(elements.remove()),
+            self.forget_flows(&[source]),
+        ];
         steps.into_iter().filter_map(Result::err).collect()
     }
 
@@ -196,8 +221,13 @@ impl Rules {
     pub(super) fn take_down(&mut self) -> Vec<NetlinkError> {
         self.unsubscribe();
         self.reservations.clear();
-        let Some(entry) = self.entry.take() else { return Vec::new() };
-        let steps = [self.host.apply(entry.remove()), self.forget_flows(&self.subject.sources)];
+        let Some(entry) = self.entry.take() else {
+            return Vec::new();
+        };
+        let steps = [
+            self.host.apply(entry.remove()),
+            self.forget_flows(&self.subject.sources),
+        ];
         steps.into_iter().filter_map(Result::err).collect()
     }
 
@@ -210,7 +240,10 @@ impl Rules {
 
     fn unsubscribe(&mut self) {
         if self.subscriber.take().is_some() {
-            self.subject.sources.iter().for_each(|source| self.host.gate.unsubscribe(*source));
+            self.subject
+                .sources
+                .iter()
+                .for_each(|source| self.host.gate.unsubscribe(*source));
         }
     }
 
@@ -218,11 +251,18 @@ impl Rules {
     fn reserve(&mut self, published: &[(PublishedPort, Ipv4Addr)]) -> Result<(), NetworkError> {
         for (port, _) in published {
             // The same door may lead elsewhere now; it is ours already.
-            if self.reservations.iter().any(|held| held.port.same_door(port)) {
+            if self
+                .reservations
+                .iter()
+                .any(|held| held.port.same_door(port))
+            {
                 continue;
             }
-            let reservation = Reservation::take(*port)
-                .map_err(|source| NetworkError::PortTaken { port: *port, source })?;
+            let reservation =
+                Reservation::take(*port).map_err(|source| NetworkError::PortTaken {
+                    port: *port,
+                    source,
+                })?;
             self.reservations.push(reservation);
         }
         Ok(())
@@ -239,7 +279,10 @@ impl Rules {
         let mut addresses: Vec<Ipv4Addr> = Vec::new();
         for clause in policy.clauses() {
             if let Destination::Addresses(ranges) = &clause.destination {
-                let first = ranges.as_slice().iter().map(|range| Ipv4Addr::from_bits(range.0 | 1));
+                let first = ranges
+                    .as_slice()
+                    .iter()
+                    .map(|range| Ipv4Addr::from_bits(range.0 | 1));
                 addresses.extend(first.filter(|address| is_private(*address)));
             }
         }

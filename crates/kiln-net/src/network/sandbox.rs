@@ -10,10 +10,11 @@ use super::guest::{GATEWAY, GUEST, GUEST_MAC, GUEST_PREFIX};
 use super::rules::Rules;
 use super::{GuestFacts, create};
 use crate::host::HostNetwork;
+use crate::identity::Label;
 use crate::link::{Links, Steps};
 use crate::netlink::NetlinkError;
 use crate::netns::{NamespaceError, NetNamespace};
-use crate::policy::{Bandwidth, Policy, PublishedPort};
+use crate::policy::{Bandwidth, DomainName, Policy, PublishedPort};
 use crate::subnet::{Cidr, InterfaceName, SubnetError};
 use crate::tap::TapOwner;
 use crate::wireguard::Egress as WireGuardEgress;
@@ -21,8 +22,10 @@ use crate::wireguard::Egress as WireGuardEgress;
 /// What a sandbox's network is made from.
 #[derive(Debug, Clone)]
 pub struct NetworkSpec {
-    /// Leased by the caller: no two live networks of one data directory share it.
-    pub slot: u32,
+    /// For people who list the host's links: the sandbox's id.
+    pub label: Label,
+    /// Handed to the guest as it is.
+    pub hostname: Option<DomainName>,
     /// Who may open the TAP.
     pub owner: TapOwner,
     /// What may be reached.
@@ -105,6 +108,8 @@ pub struct CloseError {
 #[derive(Debug)]
 pub struct Network {
     pub(super) rules: Rules,
+    pub(super) label: Label,
+    pub(super) hostname: Option<DomainName>,
     pub(super) namespace: NetNamespace,
     pub(super) address: Ipv4Addr,
     pub(super) mtu: u32,
@@ -115,13 +120,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// Create a network. When a step fails, those before it are undone and the first error is
+    /// Create the network that `record` ([`HostNetwork::reserve`]) names. When a step fails, those before it are undone and the first error is
     /// returned.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub fn create(host: &HostNetwork, spec: NetworkSpec) -> Result<Self, NetworkError> {
-        let (mut network, inside) = create::prepare(Arc::clone(host.shared()), spec)?;
+    pub fn create(
+        host: &HostNetwork,
+        record: NetworkRecord,
+        spec: NetworkSpec,
+    ) -> Result<Self, NetworkError> {
+        let (mut network, inside) = create::prepare(Arc::clone(host.shared()), record, spec)?;
         // The rules come first: there is no moment in which the link is up and unguarded.
         network.rules.admit()?;
         network.claim_tunnel()?;
@@ -177,7 +186,14 @@ impl Network {
     pub fn close(mut self) -> Result<(), CloseError> {
         let failures = self.take_down();
         let interface = self.rules.subject.interface.clone();
-        if failures.is_empty() { Ok(()) } else { Err(CloseError { interface, failures }) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(CloseError {
+                interface,
+                failures,
+            })
+        }
     }
 
     /// Leave the network running and give up ownership: the next process adopts it by the record.
@@ -250,6 +266,7 @@ impl Network {
             gateway: GATEWAY,
             resolver: GATEWAY,
             mtu: self.mtu,
+            hostname: self.hostname.clone(),
         }
     }
 

@@ -11,6 +11,9 @@ const GET_SET: u16 = 10;
 const GET_ELEMENTS: u16 = 13;
 const ANY_FAMILY: u8 = 0;
 
+/// An element's key and, for a map, what it leads to.
+pub(crate) type KeyAndData = (Vec<u8>, Vec<u8>);
+
 /// A table and the comment that says whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TableInfo {
@@ -68,7 +71,7 @@ impl Nft {
         family: TableFamily,
         table: &str,
         set: &str,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, NetlinkError> {
+    ) -> Result<Vec<KeyAndData>, NetlinkError> {
         let mut elements = Vec::new();
         let batch = dump("list elements", GET_ELEMENTS, family_number(family), |a| {
             a.text(1, table).text(2, set);
@@ -130,7 +133,7 @@ fn chain(payload: &[u8]) -> Option<BaseChain> {
     })
 }
 
-fn element(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+fn element(value: &[u8]) -> Option<KeyAndData> {
     let key = nested(nested(value, 1)?, 1)?.to_vec();
     let data = nested(value, 2)
         .and_then(|data| nested(data, 1))

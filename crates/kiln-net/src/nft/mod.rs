@@ -7,7 +7,7 @@ mod encode;
 mod expression;
 mod inspect;
 
-pub(crate) use inspect::{BaseChain, TableInfo};
+pub(crate) use inspect::KeyAndData;
 
 use crate::netlink::{ACK, Batch, Family, NetlinkError, Socket};
 use crate::ruleset::Transaction;

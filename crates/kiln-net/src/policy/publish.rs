@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Which transport a port belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
@@ -89,5 +91,19 @@ impl fmt::Display for PublishedPort {
             Transport::Tcp => Ok(()),
             Transport::Udp => f.write_str("/udp"),
         }
+    }
+}
+
+impl Serialize for PublishedPort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublishedPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let malformed = || serde::de::Error::custom("not `[address:]port:guest[/udp]`");
+        Self::new(&text).ok_or_else(malformed)
     }
 }

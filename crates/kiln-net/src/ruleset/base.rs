@@ -182,14 +182,17 @@ impl Base {
 
     fn rules(&self) -> Vec<(&'static str, Vec<Rule>)> {
         vec![
-            ("raw_pre", vec![self.from_us().goto("raw_vm")]),
+            ("raw_pre", vec![self.coming_from_us().goto("raw_vm")]),
             ("raw_vm", self.hygiene()),
             ("nat_pre", self.redirect_in()),
             ("nat_out", publish()),
             ("nat_post", self.hide()),
             (
                 "forward",
-                vec![self.from_us().goto("vm_out"), self.to_us().goto("vm_in")],
+                vec![
+                    self.coming_from_us().goto("vm_out"),
+                    self.going_to_us().goto("vm_in"),
+                ],
             ),
             ("vm_in", inbound()),
             ("vm_out", self.outbound()),
@@ -205,17 +208,17 @@ impl Base {
                 ],
             ),
             ("hairpin", hairpin()),
-            ("input", vec![self.from_us().goto("vm_host")]),
+            ("input", vec![self.coming_from_us().goto("vm_host")]),
             ("vm_host", self.host()),
         ]
     }
 
-    fn from_us(&self) -> Rule {
-        Rule::new().from_prefix(&self.prefix)
+    fn coming_from_us(&self) -> Rule {
+        Rule::new().entering_by(&self.prefix)
     }
 
-    fn to_us(&self) -> Rule {
-        Rule::new().to_prefix(&self.prefix)
+    fn going_to_us(&self) -> Rule {
+        Rule::new().leaving_by(&self.prefix)
     }
 
     fn at_gateway(&self) -> Rule {
@@ -249,7 +252,7 @@ impl Base {
             port: Some(port),
         };
         let mut rules = vec![
-            self.from_us()
+            self.coming_from_us()
                 .in_set(&[Field::Protocol], "transports")
                 .equal(Field::DestinationPort, &DNS.to_be_bytes())
                 .then(dnat(self.dns_port)),
@@ -267,11 +270,15 @@ impl Base {
     fn hide(&self) -> Vec<Rule> {
         let loopback = Cidr::of(Ipv4Addr::new(127, 0, 0, 0), 8).bounds();
         vec![
-            self.from_us()
-                .to_prefix(&self.prefix)
+            // With br_netfilter, frames between two ports of a bridge come through here, too.
+            Rule::new()
+                .in_set(&[Field::InputInterface, Field::OutputInterface], SHARED)
+                .accept(),
+            self.coming_from_us()
+                .leaving_by(&self.prefix)
                 .then(Statement::Snat(self.gateway)),
-            self.from_us().then(Statement::Masquerade),
-            self.to_us()
+            self.coming_from_us().then(Statement::Masquerade),
+            self.going_to_us()
                 .when(Match::Between {
                     field: Field::SourceAddress,
                     first: loopback.0.to_be_bytes().to_vec(),
@@ -283,7 +290,7 @@ impl Base {
 
     fn outbound(&self) -> Vec<Rule> {
         let pair = [Field::InputInterface, Field::OutputInterface];
-        let to_us = Rule::new().to_prefix(&self.prefix);
+        let to_us = Rule::new().leaving_by(&self.prefix);
         let not_to_us = Match::InterfacePrefix {
             field: Field::OutputInterface,
             prefix: self.prefix.clone(),

@@ -10,6 +10,8 @@ use crate::subnet::{InterfaceName, MacAddr};
 
 const PORT_MAC: &str = "port_mac";
 const PORT_ID: &str = "port_id";
+/// The sets whose keys begin with a TAP.
+pub(crate) const PINS: [&str; 2] = [PORT_MAC, PORT_ID];
 const ARP_FRAME: [u8; 2] = [0x08, 0x06];
 const IPV4_FRAME: [u8; 2] = [0x08, 0x00];
 
@@ -52,7 +54,7 @@ pub(crate) fn load(table: &str, tap_prefix: &str, comment: String) -> Transactio
             name: "port".to_owned(),
             hook: None,
         }),
-        add("pre", Rule::new().from_prefix(tap_prefix).goto("port")),
+        add("pre", Rule::new().entering_by(tap_prefix).goto("port")),
         add(
             "port",
             Rule::new()

@@ -177,7 +177,7 @@ impl Rule {
         })
     }
 
-    pub(crate) fn from_prefix(self, prefix: &str) -> Self {
+    pub(crate) fn entering_by(self, prefix: &str) -> Self {
         let prefix = prefix.to_owned();
         self.when(Match::InterfacePrefix {
             field: Field::InputInterface,
@@ -186,7 +186,7 @@ impl Rule {
         })
     }
 
-    pub(crate) fn to_prefix(self, prefix: &str) -> Self {
+    pub(crate) fn leaving_by(self, prefix: &str) -> Self {
         let prefix = prefix.to_owned();
         self.when(Match::InterfacePrefix {
             field: Field::OutputInterface,

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::base::{
-    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED, SOURCES,
-    VERIFIED,
+    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
+    SOURCES, VERIFIED,
 };
 use super::{
     Chain, Change, Data, Element, Field, Match, Rule, Set, SetKind, Statement, Verdict,
@@ -102,7 +102,11 @@ impl Entry {
         source: Ipv4Addr,
         published: &[(PublishedPort, Ipv4Addr)],
     ) -> Self {
-        let mut entry = Self { sets: Vec::new(), chain: None, elements: Vec::new() };
+        let mut entry = Self {
+            sets: Vec::new(),
+            chain: None,
+            elements: Vec::new(),
+        };
         entry.source(subject, source);
         entry.publish(published);
         entry
@@ -115,7 +119,8 @@ impl Entry {
 
     /// Forget a part that is no longer in force.
     pub(crate) fn part(&mut self, part: &Self) {
-        self.elements.retain(|element| !part.elements.contains(element));
+        self.elements
+            .retain(|element| !part.elements.contains(element));
     }
 
     fn source(&mut self, subject: &Subject, source: Ipv4Addr) {

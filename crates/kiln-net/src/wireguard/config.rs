@@ -168,8 +168,9 @@ impl Reader {
         if line.starts_with('[') {
             return self.begin(line);
         }
-        let (key, value) =
-            line.split_once('=').ok_or(ConfigError::Syntax { line: self.line })?;
+        let (key, value) = line
+            .split_once('=')
+            .ok_or(ConfigError::Syntax { line: self.line })?;
         let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
         match self.section {
             Section::None => Err(ConfigError::Syntax { line: self.line }),
@@ -199,9 +200,12 @@ impl Reader {
         let forbidden = |key| Err(ConfigError::Forbidden { line, key });
         let interface = &mut self.interface;
         match key {
-            "privatekey" => {
-                once(&mut interface.private_key, Key::new(value), line, "PrivateKey")
-            }
+            "privatekey" => once(
+                &mut interface.private_key,
+                Key::new(value),
+                line,
+                "PrivateKey",
+            ),
             "address" => {
                 for item in value.split(',') {
                     let (address, prefix) = address(item.trim()).ok_or(bad("Address"))?;
@@ -211,7 +215,12 @@ impl Reader {
                 }
                 within(interface.addresses.len(), line)
             }
-            "listenport" => once(&mut interface.listen_port, number(value), line, "ListenPort"),
+            "listenport" => once(
+                &mut interface.listen_port,
+                number(value),
+                line,
+                "ListenPort",
+            ),
             "mtu" => {
                 let mtu = number::<u32>(value).filter(|mtu| MTU.contains(mtu));
                 once(&mut interface.mtu, mtu, line, "MTU")
@@ -229,14 +238,28 @@ impl Reader {
 
     fn peer(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
         let line = self.line;
-        let Some(peer) = self.peers.last_mut() else { return Err(ConfigError::Syntax { line }) };
+        let Some(peer) = self.peers.last_mut() else {
+            return Err(ConfigError::Syntax { line });
+        };
         match key {
             "publickey" => once(&mut peer.public_key, Key::new(value), line, "PublicKey"),
-            "presharedkey" => once(&mut peer.preshared_key, Key::new(value), line, "PresharedKey"),
+            "presharedkey" => once(
+                &mut peer.preshared_key,
+                Key::new(value),
+                line,
+                "PresharedKey",
+            ),
             "endpoint" => once(&mut peer.endpoint, endpoint(value), line, "Endpoint"),
             "allowedips" => {
-                for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-                    let bad = ConfigError::Value { line, key: "AllowedIPs" };
+                for item in value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty())
+                {
+                    let bad = ConfigError::Value {
+                        line,
+                        key: "AllowedIPs",
+                    };
                     let (address, prefix) = address(item).ok_or(bad)?;
                     if let IpAddr::V4(address) = address {
                         peer.allowed.push(Cidr::of(address, prefix));
@@ -245,7 +268,11 @@ impl Reader {
                 within(peer.allowed.len(), line)
             }
             "persistentkeepalive" => {
-                let seconds = if value.eq_ignore_ascii_case("off") { Some(0) } else { number(value) };
+                let seconds = if value.eq_ignore_ascii_case("off") {
+                    Some(0)
+                } else {
+                    number(value)
+                };
                 once(&mut peer.keepalive, seconds, line, "PersistentKeepalive")
             }
             _ => Err(ConfigError::Unknown { line }),
@@ -254,7 +281,13 @@ impl Reader {
 
     fn finish(self) -> Result<Config, ConfigError> {
         let missing = |key| ConfigError::Missing { key };
-        let Interface { private_key, addresses, listen_port, mtu, fwmark } = self.interface;
+        let Interface {
+            private_key,
+            addresses,
+            listen_port,
+            mtu,
+            fwmark,
+        } = self.interface;
         let private_key = private_key.ok_or(missing("PrivateKey"))?;
         if addresses.is_empty() {
             return Err(missing("Address"));
@@ -272,7 +305,14 @@ impl Reader {
             })
         });
         let peers = peers.collect::<Result<_, _>>()?;
-        Ok(Config { private_key, addresses, listen_port, mtu, fwmark, peers })
+        Ok(Config {
+            private_key,
+            addresses,
+            listen_port,
+            mtu,
+            fwmark,
+            peers,
+        })
     }
 }
 
@@ -290,7 +330,11 @@ fn once<T>(
 }
 
 fn within(count: usize, line: usize) -> Result<(), ConfigError> {
-    if count > MAX_NETWORKS { Err(ConfigError::TooMany { line }) } else { Ok(()) }
+    if count > MAX_NETWORKS {
+        Err(ConfigError::TooMany { line })
+    } else {
+        Ok(())
+    }
 }
 
 fn number<T: FromStr>(text: &str) -> Option<T> {

@@ -23,11 +23,17 @@ fn a8_1_wg_quick_text_is_read() {
     )
     .unwrap();
     assert_eq!(config.addresses, [("10.77.0.2".parse().unwrap(), 32)]);
-    assert_eq!((config.listen_port, config.mtu, config.fwmark), (Some(51820), Some(1380), Some(0xca6c)));
+    assert_eq!(
+        (config.listen_port, config.mtu, config.fwmark),
+        (Some(51820), Some(1380), Some(0xca6c))
+    );
     assert_eq!(config.private_key.bytes()[..3], [0xc8, 0x09, 0xf3]);
     let peer = &config.peers[0];
     assert_eq!(peer.allowed, [Cidr::ALL]);
-    assert_eq!(peer.endpoint, Some(Endpoint::Name("vpn.example.com".to_owned(), 51820)));
+    assert_eq!(
+        peer.endpoint,
+        Some(Endpoint::Name("vpn.example.com".to_owned(), 51820))
+    );
     assert_eq!(peer.keepalive, 25);
     assert!(peer.preshared_key.is_some());
 }
@@ -35,10 +41,19 @@ fn a8_1_wg_quick_text_is_read() {
 #[test]
 fn a8_1_what_runs_commands_or_is_unknown_is_refused_with_its_line() {
     for key in ["PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"] {
-        assert_eq!(parse(&format!("{key} = id"), ""), Err(ConfigError::Forbidden { line: 4, key }));
+        assert_eq!(
+            parse(&format!("{key} = id"), ""),
+            Err(ConfigError::Forbidden { line: 4, key })
+        );
     }
-    assert_eq!(parse("Nonsense = 1", ""), Err(ConfigError::Unknown { line: 4 }));
-    assert_eq!(parse("", "DNS = 1.1.1.1"), Err(ConfigError::Unknown { line: 7 }));
+    assert_eq!(
+        parse("Nonsense = 1", ""),
+        Err(ConfigError::Unknown { line: 4 })
+    );
+    assert_eq!(
+        parse("", "DNS = 1.1.1.1"),
+        Err(ConfigError::Unknown { line: 7 })
+    );
     for (line, key) in [
         ("MTU = 575", "MTU"),
         ("MTU = 9001", "MTU"),
@@ -46,14 +61,36 @@ fn a8_1_what_runs_commands_or_is_unknown_is_refused_with_its_line() {
         ("Address = 10.0.0.0/33", "Address"),
         ("FwMark = 0xzz", "FwMark"),
     ] {
-        assert_eq!(parse(line, ""), Err(ConfigError::Value { line: 4, key }), "{line}");
+        assert_eq!(
+            parse(line, ""),
+            Err(ConfigError::Value { line: 4, key }),
+            "{line}"
+        );
     }
-    for line in ["Endpoint = host", "Endpoint = h:0", "Endpoint = a b:1", "AllowedIPs = x", "PersistentKeepalive = -1"] {
-        assert!(matches!(parse("", line), Err(ConfigError::Value { line: 7, .. })), "{line}");
+    for line in [
+        "Endpoint = host",
+        "Endpoint = h:0",
+        "Endpoint = a b:1",
+        "AllowedIPs = x",
+        "PersistentKeepalive = -1",
+    ] {
+        assert!(
+            matches!(parse("", line), Err(ConfigError::Value { line: 7, .. })),
+            "{line}"
+        );
     }
-    assert_eq!("[Wrong]".parse::<Config>(), Err(ConfigError::Syntax { line: 1 }));
-    assert_eq!("Address = 1.1.1.1".parse::<Config>(), Err(ConfigError::Syntax { line: 1 }));
-    assert_eq!(parse(&format!("PrivateKey = {KEY}"), ""), Err(ConfigError::Repeated { line: 4 }));
+    assert_eq!(
+        "[Wrong]".parse::<Config>(),
+        Err(ConfigError::Syntax { line: 1 })
+    );
+    assert_eq!(
+        "Address = 1.1.1.1".parse::<Config>(),
+        Err(ConfigError::Syntax { line: 1 })
+    );
+    assert_eq!(
+        parse(&format!("PrivateKey = {KEY}"), ""),
+        Err(ConfigError::Repeated { line: 4 })
+    );
 }
 
 #[test]
@@ -62,10 +99,26 @@ fn a8_1_key_address_and_peer_must_be_there() {
         Err(ConfigError::Missing { key }) => key,
         other => panic!("{other:?}"),
     };
-    assert_eq!(missing("[Interface]\nAddress = 10.0.0.1/32".to_owned()), "PrivateKey");
-    assert_eq!(missing(format!("[Interface]\nPrivateKey = {KEY}")), "Address");
-    assert_eq!(missing(format!("[Interface]\nPrivateKey = {KEY}\nAddress = fd00::1/64")), "Address");
-    assert_eq!(missing(format!("[Interface]\nPrivateKey = {KEY}\nAddress = 10.0.0.1")), "[Peer]");
+    assert_eq!(
+        missing("[Interface]\nAddress = 10.0.0.1/32".to_owned()),
+        "PrivateKey"
+    );
+    assert_eq!(
+        missing(format!("[Interface]\nPrivateKey = {KEY}")),
+        "Address"
+    );
+    assert_eq!(
+        missing(format!(
+            "[Interface]\nPrivateKey = {KEY}\nAddress = fd00::1/64"
+        )),
+        "Address"
+    );
+    assert_eq!(
+        missing(format!(
+            "[Interface]\nPrivateKey = {KEY}\nAddress = 10.0.0.1"
+        )),
+        "[Peer]"
+    );
     let no_public = text("", "").replace(&format!("PublicKey={PUBLIC}"), "");
     assert_eq!(missing(no_public), "PublicKey");
 }
@@ -74,11 +127,20 @@ fn a8_1_key_address_and_peer_must_be_there() {
 fn a8_1_keys_are_never_shown() {
     let config = parse("", "").unwrap();
     let shown = format!("{config:?}");
-    assert!(!shown.contains(KEY) && !shown.contains(PUBLIC) && !shown.contains("201, 9"), "{shown}");
+    assert!(
+        !shown.contains(KEY) && !shown.contains(PUBLIC) && !shown.contains("201, 9"),
+        "{shown}"
+    );
     let bad = text("", "").replace(KEY, "c2VjcmV0LWJ1dC10b28tc2hvcnQ=");
     let error = bad.parse::<Config>().unwrap_err();
     assert!(!format!("{error} {error:?}").contains("c2Vj"));
-    for bad in ["", "=", "AAAA", &"A".repeat(44), &format!("{}B=", "A".repeat(42))] {
+    for bad in [
+        "",
+        "=",
+        "AAAA",
+        &"A".repeat(44),
+        &format!("{}B=", "A".repeat(42)),
+    ] {
         assert!(Key::new(bad).is_none(), "{bad}");
     }
 }

@@ -35,8 +35,10 @@ fn family(socket: &mut Socket) -> Result<u16, NetlinkError> {
     });
     let mut found = None;
     socket.query(batch, |reply| {
-        let id = attributes(reply.payload.get(4..).unwrap_or_default()).find(|(kind, _)| *kind == 1);
-        found = id.and_then(|(_, value)| Some(u16::from_ne_bytes(value.get(..2)?.try_into().ok()?)));
+        let id =
+            attributes(reply.payload.get(4..).unwrap_or_default()).find(|(kind, _)| *kind == 1);
+        found =
+            id.and_then(|(_, value)| Some(u16::from_ne_bytes(value.get(..2)?.try_into().ok()?)));
     })?;
     found.ok_or(NetlinkError::Malformed { step: STEP })
 }
@@ -53,22 +55,28 @@ fn request(
     endpoints: &[Option<SocketAddr>],
 ) -> Batch {
     let mut batch = Batch::new();
-    batch.message("configure a WireGuard tunnel", family, ACK, &header(SET_DEVICE), |a| {
-        a.text(2, interface.as_str());
-        a.bytes(3, config.private_key.bytes()).u32(5, REPLACE_PEERS);
-        if let Some(port) = config.listen_port {
-            a.u16(6, port);
-        }
-        if let Some(mark) = config.fwmark {
-            a.u32(7, mark);
-        }
-        a.nest(8, |list| {
-            let endpoints = endpoints.iter().copied().chain(std::iter::repeat(None));
-            for (one, endpoint) in config.peers.iter().zip(endpoints) {
-                list.nest(0, |a| peer(a, one, endpoint));
+    batch.message(
+        "configure a WireGuard tunnel",
+        family,
+        ACK,
+        &header(SET_DEVICE),
+        |a| {
+            a.text(2, interface.as_str());
+            a.bytes(3, config.private_key.bytes()).u32(5, REPLACE_PEERS);
+            if let Some(port) = config.listen_port {
+                a.u16(6, port);
             }
-        });
-    });
+            if let Some(mark) = config.fwmark {
+                a.u32(7, mark);
+            }
+            a.nest(8, |list| {
+                let endpoints = endpoints.iter().copied().chain(std::iter::repeat(None));
+                for (one, endpoint) in config.peers.iter().zip(endpoints) {
+                    list.nest(0, |a| peer(a, one, endpoint));
+                }
+            });
+        },
+    );
     batch
 }
 
@@ -84,7 +92,9 @@ fn peer(a: &mut Attributes<'_>, peer: &Peer, endpoint: Option<SocketAddr>) {
     a.nest(9, |list| {
         for network in &peer.allowed {
             list.nest(0, |one| {
-                one.u16(1, INET).bytes(2, &network.network().octets()).u8(3, network.prefix());
+                one.u16(1, INET)
+                    .bytes(2, &network.network().octets())
+                    .u8(3, network.prefix());
             });
         }
     });
@@ -146,6 +156,13 @@ mod tests {
         let allowed: Vec<_> = attributes(of(9)).collect();
         assert_eq!(allowed.len(), 2);
         let second: Vec<_> = attributes(allowed[1].1).collect();
-        assert_eq!(second, [(1, &2_u16.to_ne_bytes()[..]), (2, &[10, 0, 0, 0][..]), (3, &[8][..])]);
+        assert_eq!(
+            second,
+            [
+                (1, &2_u16.to_ne_bytes()[..]),
+                (2, &[10, 0, 0, 0][..]),
+                (3, &[8][..])
+            ]
+        );
     }
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::config::{Config, Endpoint};
 use super::device;
 use crate::host::{HostNetwork, Shared};
+use crate::identity::Label;
 use crate::link::{Links, Route, RouteKind, RuleSpec, Steps};
 use crate::netlink::NetlinkError;
 use crate::subnet::{Cidr, InterfaceName};
@@ -65,7 +66,12 @@ pub struct EgressSpec {
 impl EgressSpec {
     /// Everything through the tunnel, or nowhere.
     pub fn new(tunnel: Tunnel) -> Self {
-        Self { tunnel, table: DEFAULT_TABLE, route_all: true, fail_closed: true }
+        Self {
+            tunnel,
+            table: DEFAULT_TABLE,
+            route_all: true,
+            fail_closed: true,
+        }
     }
 }
 
@@ -151,7 +157,10 @@ impl Egress {
         let shared = Arc::clone(host.shared());
         let interface = spec.tunnel.interface().clone();
         check(&shared, &interface, spec.table)?;
-        let fail = |source| WireGuardError::Netlink { interface: interface.clone(), source };
+        let fail = |source| WireGuardError::Netlink {
+            interface: interface.clone(),
+            source,
+        };
         // Before anything points at the table, it refuses everything.
         let mut egress = Self {
             host: shared,
@@ -167,9 +176,11 @@ impl Egress {
         };
         egress.refuse_by_default().map_err(fail)?;
         egress.networks = match (&spec.tunnel, spec.route_all) {
-            (Tunnel::Managed { config, .. }, false) => {
-                config.peers.iter().flat_map(|peer| peer.allowed.clone()).collect()
-            }
+            (Tunnel::Managed { config, .. }, false) => config
+                .peers
+                .iter()
+                .flat_map(|peer| peer.allowed.clone())
+                .collect(),
             _ => vec![Cidr::ALL],
         };
         match &spec.tunnel {
@@ -212,11 +223,14 @@ impl Egress {
     fn make(&mut self, config: &Config) -> Result<(), WireGuardError> {
         let endpoints = resolve(config)?;
         self.mtu = config.mtu.unwrap_or(DEFAULT_MTU);
-        let alias = self.host.identity.alias("wireguard");
+        let alias = self.host.identity.alias(&Label::new("wireguard"));
         let interface = self.interface.clone();
         let fail = |source: NetlinkError| match source.errno() {
             Some(Errno::OPNOTSUPP) => WireGuardError::NotInKernel,
-            _ => WireGuardError::Netlink { interface: interface.clone(), source },
+            _ => WireGuardError::Netlink {
+                interface: interface.clone(),
+                source,
+            },
         };
         let mut links = self.host.links();
         let found = links.link(interface.as_str()).map_err(fail)?;
@@ -234,7 +248,11 @@ impl Egress {
         self.managed = true;
         device::configure(&interface, config, &endpoints).map_err(fail)?;
         let link = links.link(interface.as_str()).map_err(fail)?;
-        self.index = link.ok_or_else(|| WireGuardError::NoInterface { interface: interface.clone() })?.index;
+        self.index = link
+            .ok_or_else(|| WireGuardError::NoInterface {
+                interface: interface.clone(),
+            })?
+            .index;
         let mut steps = Steps::new();
         steps.set_mtu(self.index, self.mtu);
         for (address, prefix) in &config.addresses {
@@ -243,16 +261,27 @@ impl Egress {
         steps.no_ipv6(self.index);
         steps.up(self.index);
         links.run(steps).map_err(fail)?;
-        self.address = config.addresses.first().map_or(Ipv4Addr::UNSPECIFIED, |first| first.0);
+        self.address = config
+            .addresses
+            .first()
+            .map_or(Ipv4Addr::UNSPECIFIED, |first| first.0);
         Ok(())
     }
 
     fn find(&mut self) -> Result<(), WireGuardError> {
         let interface = self.interface.clone();
-        let fail = |source| WireGuardError::Netlink { interface: interface.clone(), source };
-        let missing = || WireGuardError::NoInterface { interface: interface.clone() };
+        let fail = |source| WireGuardError::Netlink {
+            interface: interface.clone(),
+            source,
+        };
+        let missing = || WireGuardError::NoInterface {
+            interface: interface.clone(),
+        };
         let mut links = self.host.links();
-        let link = links.link(interface.as_str()).map_err(fail)?.ok_or_else(missing)?;
+        let link = links
+            .link(interface.as_str())
+            .map_err(fail)?
+            .ok_or_else(missing)?;
         let addresses = links.addresses().map_err(fail)?;
         let first = addresses.iter().find(|address| address.index == link.index);
         self.address = first.ok_or_else(missing)?.address;
@@ -266,7 +295,9 @@ impl Egress {
         steps.forward(self.index);
         // Answers come back by an interface that the main table would not send to.
         steps.loose_reverse_path(self.index);
-        self.routes().iter().for_each(|route| steps.ensure_route(route));
+        self.routes()
+            .iter()
+            .for_each(|route| steps.ensure_route(route));
         steps.ensure_rule(&self.rule(Cidr::host(self.address)));
         self.host.links().run(steps)
     }
@@ -281,7 +312,11 @@ impl Egress {
     }
 
     fn rule(&self, from: Cidr) -> RuleSpec {
-        RuleSpec { from, table: self.table, priority: RULE_PRIORITY }
+        RuleSpec {
+            from,
+            table: self.table,
+            priority: RULE_PRIORITY,
+        }
     }
 
     /// Lead a network's packets into the table.
@@ -300,7 +335,10 @@ impl Egress {
         bridge: u32,
     ) -> Result<(), NetlinkError> {
         let mut steps = Steps::new();
-        steps.ensure_route(&Route { table: Some(self.table), ..Route::to(from, bridge) });
+        steps.ensure_route(&Route {
+            table: Some(self.table),
+            ..Route::to(from, bridge)
+        });
         links.run(steps)?;
         self.claim(links, from)
     }
@@ -338,12 +376,17 @@ impl Egress {
         let mut steps = Steps::new();
         steps.delete_rule(&self.rule(Cidr::host(self.address)));
         if self.index != 0 {
-            self.routes().iter().for_each(|route| steps.delete_route(route));
+            self.routes()
+                .iter()
+                .for_each(|route| steps.delete_route(route));
         }
         let mut links = self.host.links();
         let rules = links.run(steps);
-        let device =
-            if self.managed { links.delete(self.interface.as_str()) } else { Ok(()) };
+        let device = if self.managed {
+            links.delete(self.interface.as_str())
+        } else {
+            Ok(())
+        };
         let mut steps = Steps::new();
         if self.fail_closed {
             steps.delete_route(&self.last_resort());
@@ -363,35 +406,49 @@ impl Drop for Egress {
     }
 }
 
-fn check(
-    host: &Shared,
-    interface: &InterfaceName,
-    table: u32,
-) -> Result<(), WireGuardError> {
+fn check(host: &Shared, interface: &InterfaceName, table: u32) -> Result<(), WireGuardError> {
     if table == 0 || SHARED_TABLES.contains(&table) {
         return Err(WireGuardError::Table { table });
     }
     if interface.as_str().starts_with(host.identity.prefix()) {
-        return Err(WireGuardError::InterfaceName { interface: interface.clone() });
+        return Err(WireGuardError::InterfaceName {
+            interface: interface.clone(),
+        });
     }
-    let routes = host.links().routes().map_err(|source| WireGuardError::Netlink {
-        interface: interface.clone(),
-        source,
-    })?;
-    let foreign = routes.iter().any(|route| {
-        route.table == table && route.destination == Cidr::ALL && !route.ours
-    });
-    if foreign { Err(WireGuardError::TableTaken { table }) } else { Ok(()) }
+    let routes = host
+        .links()
+        .routes()
+        .map_err(|source| WireGuardError::Netlink {
+            interface: interface.clone(),
+            source,
+        })?;
+    let foreign = routes
+        .iter()
+        .any(|route| route.table == table && route.destination == Cidr::ALL && !route.ours);
+    if foreign {
+        Err(WireGuardError::TableTaken { table })
+    } else {
+        Ok(())
+    }
 }
 
 fn resolve(config: &Config) -> Result<Vec<Option<SocketAddr>>, WireGuardError> {
     let one = |endpoint: &Endpoint| match endpoint {
         Endpoint::Address(address) => Ok(*address),
         Endpoint::Name(name, port) => {
-            let failed = |source| WireGuardError::Endpoint { name: name.clone(), source };
+            let failed = |source| WireGuardError::Endpoint {
+                name: name.clone(),
+                source,
+            };
             let mut found = (name.as_str(), *port).to_socket_addrs().map_err(failed)?;
-            found.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+            found
+                .next()
+                .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
         }
     };
-    config.peers.iter().map(|peer| peer.endpoint.as_ref().map(one).transpose()).collect()
+    config
+        .peers
+        .iter()
+        .map(|peer| peer.endpoint.as_ref().map(one).transpose())
+        .collect()
 }

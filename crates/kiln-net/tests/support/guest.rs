@@ -35,8 +35,12 @@ pub struct Guest {
 
 impl Guest {
     pub fn start(network: &Network) -> Self {
-        let facts = network.guest();
-        let outside = network.namespace().run(|| attach("tap0")).unwrap();
+        Self::on(network.namespace(), network.guest())
+    }
+
+    /// A guest on a TAP that is in `namespace`.
+    pub fn on(namespace: &NetNamespace, facts: GuestFacts) -> Self {
+        let outside = namespace.run(|| attach(facts.tap.as_str())).unwrap();
         let (inside, card) = NetNamespace::create(|| {
             let card = attach("eth0");
             sh(&format!(

@@ -16,7 +16,9 @@ use std::process::Command;
 
 use kiln_net::dns::DnsOptions;
 use kiln_net::policy::{Policy, PolicySpec};
-use kiln_net::{HostNetwork, HostOptions, Identity, NetNamespace, Network, NetworkSpec, TapOwner};
+use kiln_net::{
+    HostNetwork, HostOptions, Identity, Label, NetNamespace, Network, NetworkSpec, TapOwner,
+};
 
 pub use guest::Guest;
 
@@ -80,7 +82,7 @@ impl Lab {
 
     pub fn try_network(&self, slot: u32, policy: &str) -> Result<Network, kiln_net::NetworkError> {
         self.host
-            .run(|| Network::create(&self.kiln, spec(slot, policy)))
+            .run(|| create(&self.kiln, slot, spec(slot, policy)))
             .unwrap()
     }
 
@@ -107,7 +109,11 @@ impl Lab {
 
     /// A path by which `ip` finds the internet's namespace.
     pub fn internet_netns_path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.internet.as_fd().as_raw_fd())
+        format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.internet.as_fd().as_raw_fd()
+        )
     }
 
     pub fn internet_sh(&self, script: &str) -> String {
@@ -130,9 +136,19 @@ pub fn policy(text: &str) -> Policy {
         .unwrap()
 }
 
+pub fn create(
+    kiln: &HostNetwork,
+    slot: u32,
+    spec: NetworkSpec,
+) -> Result<Network, kiln_net::NetworkError> {
+    let record = kiln.reserve(slot)?;
+    Network::create(kiln, record, spec)
+}
+
 pub fn spec(slot: u32, text: &str) -> NetworkSpec {
     NetworkSpec {
-        slot,
+        label: Label::new(&format!("sandbox-{slot}")),
+        hostname: None,
         owner: TapOwner {
             uid: 10_000,
             gid: 10_000,
