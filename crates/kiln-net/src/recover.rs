@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::host::{HostNetwork, Shared};
-use crate::link::{AddressInfo, LinkInfo, Links, RuleSpec, Steps};
+use crate::link::{AddressInfo, LinkInfo, Links, Route, RouteInfo, RuleSpec, Steps};
 use crate::netlink::NetlinkError;
 use crate::nft::KeyAndData;
 use crate::ruleset::base::{
@@ -14,6 +14,7 @@ use crate::ruleset::base::{
 use crate::ruleset::sandbox::{GENERATION_BITS, Subject, chain_name};
 use crate::ruleset::{Change, Element, Field, TableFamily, bridge, interface_key};
 use crate::subnet::{Cidr, InterfaceName};
+use crate::wireguard;
 
 /// Sets and maps whose keys begin with an interface.
 const BY_INTERFACE: [&str; 9] = [
@@ -35,7 +36,7 @@ pub struct Swept {
 
 impl HostNetwork {
     /// Remove what this data directory has on the host, but for the networks with these
-    /// interfaces. Call it after everything that is alive was adopted, and not while a network is
+    /// interfaces: of sandboxes, bridges, TAPs of bridges' members and managed tunnels. Call it after everything that is alive was adopted, and not while a network is
     /// being created.
     ///
     /// # Errors
@@ -73,9 +74,10 @@ fn leftovers(
     keep: &BTreeSet<InterfaceName>,
 ) -> Result<Vec<LinkInfo>, NetlinkError> {
     let kept = |name: &str| keep.iter().any(|kept| kept.as_str() == name);
-    let goes = |link: &LinkInfo| {
-        shared.identity.owns(&link.name, link.alias.as_deref()) && !kept(&link.name)
+    let ours = |link: &LinkInfo| {
+        shared.identity.owns(&link.name, link.alias.as_deref()) || wireguard::is_ours(shared, link)
     };
+    let goes = |link: &LinkInfo| ours(link) && !kept(&link.name);
     Ok(links.links()?.into_iter().filter(goes).collect())
 }
 
@@ -149,10 +151,23 @@ fn sweep_routing(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usiz
     let mut steps = Steps::new();
     left.iter().for_each(|rule| steps.delete_rule(rule));
     links.run(steps)?;
+    close_unused_tables(&mut links)?;
     Ok(left.len())
 }
 
-/// The subnets of the bridges that go.
+/// The refusals of tunnels' tables that no rule leads to any more.
+fn close_unused_tables(links: &mut Links) -> Result<(), NetlinkError> {
+    let used: BTreeSet<u32> = links.our_rules()?.iter().map(|rule| rule.table).collect();
+    let unused =
+        |route: &RouteInfo| route.ours && route.unreachable && !used.contains(&route.table);
+    let mut steps = Steps::new();
+    for route in links.routes()?.into_iter().filter(unused) {
+        steps.delete_route(&Route::refusal(route.table));
+    }
+    links.run(steps)
+}
+
+/// The networks of the bridges and tunnels that go.
 fn networks_of_leftovers(
     shared: &Shared,
     links: &mut Links,
@@ -164,8 +179,9 @@ fn networks_of_leftovers(
         .collect();
     let of_leftovers = |address: &AddressInfo| going.contains(&address.index);
     let addresses = links.addresses()?.into_iter().filter(of_leftovers);
+    // From a tunnel's own address, names are asked.
     Ok(addresses
-        .map(|address| Cidr::of(address.address, address.prefix))
+        .flat_map(|a| [Cidr::of(a.address, a.prefix), Cidr::host(a.address)])
         .collect())
 }
 

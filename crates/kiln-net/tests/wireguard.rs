@@ -11,11 +11,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use kiln_net::dns::DnsOptions;
 
 use kiln_net::subnet::InterfaceName;
 use kiln_net::wireguard::{Egress, EgressSpec, Tunnel, WireGuardError};
-use kiln_net::{Network, NetworkSpec};
+use kiln_net::{HostNetwork, Identity, Network, NetworkSpec};
 use support::{HOST, Lab, OTHER, at, privileged, probe, spec};
 
 const INSIDE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 77, 0, 2);
@@ -226,4 +229,139 @@ fn a8_1_a_managed_tunnel_is_made_and_deleted() {
     );
     drop(egress);
     assert!(!lab.host_sh("ip -br link").contains("wg7"));
+}
+
+/// The other end of [`HERE`].
+const THERE: &str = "[Interface]
+PrivateKey = qsEla4qFRuSEyeumrfHMxR7bnGgUS2E/9/kmUIUyNzs=
+Address = 10.78.0.1/24
+ListenPort = 51820
+[Peer]
+PublicKey = EQkEncIb5Ykr8BlBIZGR43Qpl4xf9jUtx4cKCfoLR0s=
+AllowedIPs = 10.78.0.2/32";
+
+const HERE: &str = "[Interface]
+PrivateKey = fwAvgFP0Ac3QZTI2AhmSo+W5MUvNTH5E38jdITdaA+k=
+Address = 10.78.0.2/32
+MTU = 1400
+[Peer]
+PublicKey = vIlpfzjviKvOl9PxlZFOboVSszYIVuhAlFFL7HMqJiE=
+Endpoint = 203.0.113.2:51820
+AllowedIPs = 0.0.0.0/0";
+
+fn managed(interface: &str, text: &str) -> EgressSpec {
+    EgressSpec::new(Tunnel::Managed {
+        interface: name(interface),
+        config: text.parse().unwrap(),
+    })
+}
+
+#[test]
+fn a8_1_a_real_peer_sees_the_traffic_and_nobody_else_when_it_is_down() {
+    if !privileged("real_peer") {
+        return;
+    }
+    let lab = Lab::new();
+    // The peer is another data directory of ours, in the internet's namespace.
+    let far = lab
+        .internet
+        .run(|| {
+            let identity = Identity::of_directory(std::path::Path::new("/srv/far"));
+            HostNetwork::open(support::options(identity, DnsOptions::default()))
+        })
+        .unwrap()
+        .unwrap();
+    let peer = lab
+        .internet
+        .run(|| {
+            Egress::up(
+                &far,
+                EgressSpec {
+                    route_all: false,
+                    ..managed("wgfar", THERE)
+                },
+            )
+        })
+        .unwrap();
+    let _peer = match peer {
+        Err(WireGuardError::NotInKernel) => {
+            eprintln!("SKIPPED: real_peer: this kernel has no WireGuard");
+            return;
+        }
+        peer => peer.unwrap(),
+    };
+    let egress = up(&lab, managed("wg7", HERE)).unwrap();
+    let network = network(&lab, 1, &egress);
+    let guest = lab.guest(&network);
+    assert_eq!(guest.facts.mtu, 1400);
+    let inside = std::net::Ipv4Addr::new(10, 78, 0, 2);
+    let seen = || guest.run(|| probe::tcp(at(OTHER, 80)));
+    assert_eq!(seen(), Some(inside));
+    // Down, then deleted, under traffic.
+    lab.host_sh("ip link set wg7 down");
+    assert_eq!(seen(), None);
+    lab.host_sh("ip link delete wg7");
+    assert_eq!(seen(), None);
+    // Back again, as after a restart of ours.
+    network.detach();
+    drop(egress);
+    let again = up(&lab, managed("wg7", HERE)).unwrap();
+    let second = self::network(&lab, 3, &again);
+    let guest = lab.guest(&second);
+    assert_eq!(guest.run(|| probe::tcp(at(OTHER, 80))), Some(inside));
+    // Left behind, it is swept: by name and tag, with its rule and its table.
+    second.detach();
+    again.detach();
+    lab.host
+        .run(|| lab.kiln.sweep(&BTreeSet::new()))
+        .unwrap()
+        .unwrap();
+    let left = lab.host_sh("ip -br link; ip rule; ip route show table 51820 2>/dev/null || true");
+    assert!(
+        !left.contains("wg7") && !left.contains("51820") && !left.contains("unreachable"),
+        "{left}"
+    );
+}
+
+#[test]
+fn a_tunnel_left_behind_is_swept_with_its_rules_and_table() {
+    if !privileged("tunnel_swept") {
+        return;
+    }
+    let lab = with_tunnel();
+    let before = lab.host_sh("ip rule; ip route show table 51820 2>/dev/null || true");
+    let egress = up(&lab, existing()).unwrap();
+    let lost = network(&lab, 1, &egress);
+    lost.detach();
+    egress.detach();
+    // The device is not ours, so it stays; the rule of its own address stays with it.
+    lab.host
+        .run(|| lab.kiln.sweep(&BTreeSet::new()))
+        .unwrap()
+        .unwrap();
+    let left = lab.host_sh("ip -br link; ip rule");
+    assert!(
+        left.contains("wgx0") && !left.contains("from 198.18."),
+        "{left}"
+    );
+    // The next to use the tunnel takes over what is there, and removes it at its end.
+    drop(up(&lab, existing()).unwrap());
+    assert_eq!(
+        lab.host_sh("ip rule; ip route show table 51820 2>/dev/null || true"),
+        before
+    );
+    // A table that leads into another tunnel of ours is taken.
+    let first = up(&lab, existing()).unwrap();
+    lab.host_sh(
+        "ip link add wgx1 type veth peer name wgx2; ip address add 10.79.0.1/32 dev wgx1; ip link set wgx1 up",
+    );
+    let second = EgressSpec::new(Tunnel::Existing {
+        interface: name("wgx1"),
+    });
+    let refused = up(&lab, second);
+    assert!(
+        matches!(refused, Err(WireGuardError::TableTaken { .. })),
+        "{refused:?}"
+    );
+    drop(first);
 }

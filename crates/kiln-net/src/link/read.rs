@@ -44,6 +44,8 @@ pub(crate) struct RouteInfo {
     pub(crate) ours: bool,
     /// The kernel's own entries: local addresses and broadcasts.
     pub(crate) local: bool,
+    /// It refuses what it matches.
+    pub(crate) unreachable: bool,
 }
 
 impl Links {
@@ -187,6 +189,7 @@ fn address_info(payload: &[u8]) -> Option<AddressInfo> {
 
 fn route_info(payload: &[u8]) -> Option<RouteInfo> {
     const UNICAST: u8 = 1;
+    const UNREACHABLE: u8 = 7;
     let header = payload.get(..12)?;
     let mut network = Ipv4Addr::UNSPECIFIED;
     let mut route = RouteInfo {
@@ -196,6 +199,7 @@ fn route_info(payload: &[u8]) -> Option<RouteInfo> {
         gateway: None,
         ours: header[5] == PROTOCOL,
         local: header[7] != UNICAST,
+        unreachable: header[7] == UNREACHABLE,
     };
     for (kind, value) in attributes(&payload[12..]) {
         match kind {

@@ -84,6 +84,24 @@ impl Route {
     }
 }
 
+/// What matches only when nothing else does.
+const LAST_METRIC: u32 = u32::MAX;
+
+impl Route {
+    /// Refuse everything that no other route of the table takes.
+    pub(crate) fn refusal(table: u32) -> Self {
+        Self {
+            destination: Cidr::ALL,
+            kind: RouteKind::Unreachable,
+            gateway: None,
+            source: None,
+            link: None,
+            table: Some(table),
+            metric: Some(LAST_METRIC),
+        }
+    }
+}
+
 /// Which table routes packets from a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RuleSpec {

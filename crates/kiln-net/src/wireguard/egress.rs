@@ -10,7 +10,7 @@ use super::config::{Config, Endpoint};
 use super::device;
 use crate::host::{HostNetwork, Shared};
 use crate::identity::Label;
-use crate::link::{Links, Route, RouteKind, RuleSpec, Steps};
+use crate::link::{LinkInfo, Links, Route, RouteInfo, RuleSpec, Steps};
 use crate::netlink::NetlinkError;
 use crate::subnet::{Cidr, InterfaceName};
 
@@ -19,9 +19,9 @@ pub const DEFAULT_TABLE: u32 = 51820;
 const DEFAULT_MTU: u32 = 1420;
 /// Before the main table's rule (32766), after what an administrator would put first.
 const RULE_PRIORITY: u32 = 5182;
-/// What matches only when nothing else does.
-const LAST_METRIC: u32 = u32::MAX;
 const FIRST_METRIC: u32 = 100;
+/// What the tag of a tunnel of ours ends with.
+const LABEL: &str = "wireguard";
 /// `default`, `main` and `local` are everyone's.
 const SHARED_TABLES: std::ops::RangeInclusive<u32> = 253..=255;
 
@@ -208,22 +208,14 @@ impl Egress {
     }
 
     fn last_resort(&self) -> Route {
-        Route {
-            destination: Cidr::ALL,
-            kind: RouteKind::Unreachable,
-            gateway: None,
-            source: None,
-            link: None,
-            table: Some(self.table),
-            metric: Some(LAST_METRIC),
-        }
+        Route::refusal(self.table)
     }
 
     /// The device: created, or taken over if it is ours.
     fn make(&mut self, config: &Config) -> Result<(), WireGuardError> {
         let endpoints = resolve(config)?;
         self.mtu = config.mtu.unwrap_or(DEFAULT_MTU);
-        let alias = self.host.identity.alias(&Label::new("wireguard"));
+        let alias = self.host.identity.alias(&Label::new(LABEL));
         let interface = self.interface.clone();
         let fail = |source: NetlinkError| match source.errno() {
             Some(Errno::OPNOTSUPP) => WireGuardError::NotInKernel,
@@ -406,6 +398,12 @@ impl Drop for Egress {
     }
 }
 
+/// Whether a link is a tunnel that this data directory made.
+pub(crate) fn is_ours(host: &Shared, link: &LinkInfo) -> bool {
+    let alias = host.identity.alias(&Label::new(LABEL));
+    link.kind.as_deref() == Some("wireguard") && link.alias.as_deref() == Some(alias.as_str())
+}
+
 fn check(host: &Shared, interface: &InterfaceName, table: u32) -> Result<(), WireGuardError> {
     if table == 0 || SHARED_TABLES.contains(&table) {
         return Err(WireGuardError::Table { table });
@@ -415,21 +413,29 @@ fn check(host: &Shared, interface: &InterfaceName, table: u32) -> Result<(), Wir
             interface: interface.clone(),
         });
     }
-    let routes = host
-        .links()
-        .routes()
-        .map_err(|source| WireGuardError::Netlink {
+    let taken = table_is_taken(host, interface, table);
+    match taken {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(WireGuardError::TableTaken { table }),
+        Err(source) => Err(WireGuardError::Netlink {
             interface: interface.clone(),
             source,
-        })?;
-    let foreign = routes
-        .iter()
-        .any(|route| route.table == table && route.destination == Cidr::ALL && !route.ours);
-    if foreign {
-        Err(WireGuardError::TableTaken { table })
-    } else {
-        Ok(())
+        }),
     }
+}
+
+/// Whether the table's default route is not ours, or leads into another tunnel.
+fn table_is_taken(
+    host: &Shared,
+    interface: &InterfaceName,
+    table: u32,
+) -> Result<bool, NetlinkError> {
+    let mut links = host.links();
+    let index = links.link(interface.as_str())?.map(|link| link.index);
+    let default = |route: &RouteInfo| route.table == table && route.destination == Cidr::ALL;
+    let elsewhere = |route: &RouteInfo| route.link.is_some() && route.link != index;
+    let mut routes = links.routes()?.into_iter().filter(default);
+    Ok(routes.any(|route| !route.ours || elsewhere(&route)))
 }
 
 fn resolve(config: &Config) -> Result<Vec<Option<SocketAddr>>, WireGuardError> {

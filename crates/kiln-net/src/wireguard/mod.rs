@@ -10,5 +10,6 @@ mod egress;
 mod key;
 
 pub use config::{Config, ConfigError, Endpoint, Peer};
+pub(crate) use egress::is_ours;
 pub use egress::{DEFAULT_TABLE, Egress, EgressSpec, Tunnel, WireGuardError};
 pub use key::Key;
