@@ -36,13 +36,34 @@ pub(crate) struct Flow {
 #[derive(Debug)]
 pub(crate) struct Conntrack {
     socket: Socket,
+    /// Whether the kernel finds flows to forget by address (not before Linux 6.2 or so).
+    finds: bool,
 }
 
 impl Conntrack {
     pub(crate) fn open() -> Result<Self, NetlinkError> {
         Ok(Self {
             socket: Socket::open(Family::Netfilter)?,
+            finds: true,
         })
+    }
+
+    /// Forget all flows that one of `addresses` takes part in. Where the kernel cannot find them
+    /// by address, those with the mark only.
+    pub(crate) fn forget_all(
+        &mut self,
+        mark: u32,
+        mask: u32,
+        addresses: &[Ipv4Addr],
+    ) -> Result<(), NetlinkError> {
+        if self.finds {
+            match self.socket.execute(by_address(addresses)) {
+                Err(error) if error.errno() == Some(Errno::INVAL) => self.finds = false,
+                done => return done,
+            }
+        }
+        let flows = self.flows(mark, mask, addresses)?;
+        self.forget(&flows)
     }
 
     /// The flows whose mark, under `mask`, is `mark` and that one of `addresses` takes part in.
@@ -78,6 +99,30 @@ impl Conntrack {
         }
         self.socket.execute(batch)
     }
+}
+
+/// Deletes what was begun by an address, and what is answered by it. The kernel walks its table
+/// about ten times faster than it lists it.
+fn by_address(addresses: &[Ipv4Addr]) -> Batch {
+    const BY_SOURCE: u32 = 1;
+    let mut batch = Batch::new();
+    for address in addresses {
+        for direction in [1_u16, 2] {
+            let flags = |of| if of == direction { BY_SOURCE } else { 0 };
+            batch.message("forget tracked flows", DELETE, ACK, &IPV4_HEADER, |a| {
+                a.nest(direction, |tuple| {
+                    tuple.nest(1, |ip| {
+                        ip.bytes(1, &address.octets());
+                    });
+                });
+                a.nest(25, |filter| {
+                    filter.u32(1, flags(1)).u32(2, flags(2));
+                });
+            });
+            batch.tolerate(Errno::NOENT);
+        }
+    }
+    batch
 }
 
 fn flow(payload: &[u8]) -> Option<Flow> {

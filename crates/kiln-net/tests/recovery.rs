@@ -359,3 +359,36 @@ fn firewalls_in_the_way_are_named() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].chain, "ip filter FORWARD");
 }
+
+#[test]
+fn a_closed_networks_flows_are_forgotten_and_no_others() {
+    if !privileged("flows_forgotten") {
+        return;
+    }
+    let lab = Lab::new();
+    let one = lab.network(1, r#"{"publish":["8080:80"]}"#);
+    let two = lab.network(2, "{}");
+    let (guest, other) = (lab.guest(&one), lab.guest(&two));
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    let flows = |address: std::net::Ipv4Addr| {
+        let listed = lab.host_sh("cat /proc/net/nf_conntrack");
+        listed
+            .lines()
+            .filter(|line| line.contains(&format!("={address} ")))
+            .count()
+    };
+    assert!(guest.run(|| probe::tcp(at(OTHER, 80))).is_some());
+    assert!(other.run(|| probe::tcp(at(OTHER, 80))).is_some());
+    assert!(
+        lab.internet
+            .run(|| probe::tcp(at(HOST, 8080)))
+            .unwrap()
+            .is_some()
+    );
+    let (first, second) = (one.address(), two.address());
+    assert!(flows(first) >= 2, "out and in");
+    let kept = flows(second);
+    assert!(kept >= 1);
+    one.close().unwrap();
+    assert_eq!((flows(first), flows(second)), (0, kept));
+}

@@ -219,3 +219,28 @@ fn updates_under_load_never_open_a_gap() {
     );
     let _ = server::tcp;
 }
+
+#[test]
+fn other_ports_and_limits_leave_the_rules_and_running_flows_alone() {
+    if !privileged("untouched_flows") {
+        return;
+    }
+    let lab = Lab::new();
+    let with = |rest: &str| format!(r#"{{"allowed_cidrs":["198.51.100.10"]{rest}}}"#);
+    let mut network = lab.network(1, &with(r#","publish":["8080:80","8081:80"]"#));
+    let guest = lab.guest(&network);
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    let mut out = guest.run(|| connect(at(OTHER, 80)));
+    let reach = |port| lab.internet.run(|| connect(at(HOST, port))).unwrap();
+    let (mut kept, mut closed) = (reach(8080), reach(8081));
+    assert!(alive(&mut out) && alive(&mut kept) && alive(&mut closed));
+    let before = network.record();
+    lab.update(
+        &mut network,
+        &with(r#","publish":["8080:80","8082:80"],"bandwidth":{"upload":"90mbit"}"#),
+    );
+    assert_eq!(network.record(), before, "the same rules");
+    assert!(alive(&mut out) && alive(&mut kept));
+    assert!(!alive(&mut closed), "cut with its port");
+    assert!(alive(&mut reach(8082)));
+}

@@ -3,24 +3,24 @@
 use std::net::Ipv4Addr;
 
 use crate::conntrack::Flow;
-use crate::policy::{Action, Policy, PublishedPort};
+use crate::policy::PublishedPort;
 
-/// The flows that must be forgotten. `resolved` as in [`Policy::judge`].
+/// The flows that must be forgotten: those begun by one of `sources` that `permitted` does not let
+/// out, and those let in by a door that is no longer `published`.
 pub(crate) fn newly_denied(
     flows: Vec<Flow>,
     sources: &[Ipv4Addr],
-    policy: &Policy,
+    permitted: impl Fn(&Flow) -> bool,
     published: &[(PublishedPort, Ipv4Addr)],
-    resolved: impl Fn(usize, Ipv4Addr) -> bool,
 ) -> Vec<Flow> {
-    let permitted = |flow: &Flow| {
+    let stays = |flow: &Flow| {
         if sources.contains(&flow.from) {
-            policy.judge(flow.to, flow.protocol, flow.port, &resolved) == Action::Allow
+            permitted(flow)
         } else {
             published.iter().any(|entry| leads_to(entry, flow))
         }
     };
-    flows.into_iter().filter(|flow| !permitted(flow)).collect()
+    flows.into_iter().filter(|flow| !stays(flow)).collect()
 }
 
 fn leads_to((port, guest): &(PublishedPort, Ipv4Addr), flow: &Flow) -> bool {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use super::flows::newly_denied;
 use super::reserve::Reservation;
 use super::sandbox::NetworkError;
+use crate::conntrack::Flow;
 use crate::dns::{Subscriber, Subscription};
 use crate::host::{Shared, is_private};
 use crate::netlink::NetlinkError;
-use crate::policy::{Destination, Policy, PublishedPort};
+use crate::policy::{Action, Destination, Policy, PublishedPort};
 use crate::recover;
-use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject};
+use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Grant, Subject};
 
 /// All generations of one slot.
 const MARK_MASK: u32 = u32::MAX << GENERATION_BITS;
@@ -101,7 +102,12 @@ impl Rules {
     ) -> Result<(), NetworkError> {
         self.reserve(&published)?;
         self.open_ways(&policy)?;
-        let generation = next_generation(self.subject.generation);
+        // Flows go on unjudged where nothing was said about them.
+        let same = policy.judges_like(&self.policy);
+        let generation = match self.subject.generation {
+            current if same => current,
+            current => next_generation(current),
+        };
         let next = Subject {
             generation,
             published,
@@ -115,19 +121,28 @@ impl Rules {
             .map(|s| s.grants_under(&policy))
             .unwrap_or_default();
         let entry = Entry::compile(&next, &policy, &grants);
-        let changes = self
-            .entry
-            .as_ref()
-            .map_or_else(|| entry.add(), |old| old.replace_with(&entry));
-        self.host.apply(changes)?;
-        let resolved = |clause, address| {
-            grants
-                .iter()
-                .any(|grant| grant.clause == clause && grant.address == address)
+        let changes = |from: &Entry, to: &Entry| match same {
+            true => from.exchange_elements(to),
+            false => from.replace_with(to),
         };
-        if let Err(error) = self.cut_denied(&policy, &next, resolved) {
+        let old = self.entry.as_ref();
+        self.host
+            .apply(old.map_or_else(|| entry.add(), |old| changes(old, &entry)))?;
+        let permitted = |flow: &Flow| {
+            let resolved = |clause, address| {
+                let stands_for = |grant: &Grant| (grant.clause, grant.address) == (clause, address);
+                grants.iter().any(stands_for)
+            };
+            same || policy.judge(flow.to, flow.protocol, flow.port, resolved) == Action::Allow
+        };
+        let cut = if same && !self.closes_a_port(&next) {
+            Ok(())
+        } else {
+            self.cut_denied(&next, permitted)
+        };
+        if let Err(error) = cut {
             if let Some(old) = &self.entry {
-                self.host.apply(entry.replace_with(old))?;
+                self.host.apply(changes(&entry, old))?;
             }
             return Err(error.into());
         }
@@ -195,22 +210,25 @@ impl Rules {
         steps.into_iter().filter_map(Result::err).collect()
     }
 
+    fn closes_a_port(&self, next: &Subject) -> bool {
+        let stays = |port| next.published.contains(port);
+        !self.subject.published.iter().all(stays)
+    }
+
     fn cut_denied(
         &self,
-        policy: &Policy,
         next: &Subject,
-        resolved: impl Fn(usize, Ipv4Addr) -> bool,
+        permitted: impl Fn(&Flow) -> bool,
     ) -> Result<(), NetlinkError> {
         let mut conntrack = self.host.conntrack();
         let flows = conntrack.flows(self.marks(), MARK_MASK, &next.sources)?;
-        let denied = newly_denied(flows, &next.sources, policy, &next.published, resolved);
+        let denied = newly_denied(flows, &next.sources, permitted, &next.published);
         conntrack.forget(&denied)
     }
 
     fn forget_flows(&self, sources: &[Ipv4Addr]) -> Result<(), NetlinkError> {
         let mut conntrack = self.host.conntrack();
-        let flows = conntrack.flows(self.marks(), MARK_MASK, sources)?;
-        conntrack.forget(&flows)
+        conntrack.forget_all(self.marks(), MARK_MASK, sources)
     }
 
     fn marks(&self) -> u32 {

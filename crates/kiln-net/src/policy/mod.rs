@@ -283,6 +283,11 @@ impl Policy {
         }
     }
 
+    /// Whether both say the same of every packet that a sandbox sends.
+    pub(crate) fn judges_like(&self, other: &Self) -> bool {
+        self.egress == other.egress && self.verify_hosts == other.verify_hosts
+    }
+
     /// The ordered clauses, if the policy is of that kind.
     pub fn clauses(&self) -> &[Clause] {
         match &self.egress {

@@ -314,6 +314,23 @@ impl Entry {
         changes
     }
 
+    /// The changes to elements alone, where chain and sets stay as they are.
+    pub(crate) fn exchange_elements(&self, next: &Self) -> Vec<Change> {
+        let of = |from: &Self, other: &Self| Self {
+            sets: Vec::new(),
+            chain: None,
+            elements: from
+                .elements
+                .iter()
+                .filter(|element| !other.elements.contains(element))
+                .cloned()
+                .collect(),
+        };
+        let mut changes = of(self, next).remove();
+        changes.extend(of(next, self).add());
+        changes
+    }
+
     /// The changes that put `next` in this one's place.
     pub(crate) fn replace_with(&self, next: &Self) -> Vec<Change> {
         let mut changes = self.remove();
