@@ -105,6 +105,13 @@ impl NetNamespace {
         )?)
     }
 
+    /// Where another program of this machine finds it, while this process lives and holds it: for
+    /// `jailer --netns`.
+    pub fn path(&self) -> std::path::PathBuf {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.fd);
+        format!("/proc/{}/fd/{fd}", std::process::id()).into()
+    }
+
     /// Do some work inside, on a thread of its own.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use crate::ruleset::base::{
     CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
     SOURCES, VERIFIED,
 };
-use crate::ruleset::sandbox::{GENERATION_BITS, Subject, chain_name};
-use crate::ruleset::{Change, Element, Field, TableFamily, bridge, interface_key};
+use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject, chain_name};
+use crate::ruleset::{Change, Data, Element, Field, TableFamily, bridge, interface_key};
 use crate::subnet::{Cidr, InterfaceName};
 use crate::wireguard;
 
@@ -81,16 +81,41 @@ fn leftovers(
     Ok(links.links()?.into_iter().filter(goes).collect())
 }
 
-/// Whether the kernel enforces exactly this generation of the subject's policy.
-pub(crate) fn is_in_force(shared: &Shared, subject: &Subject) -> Result<bool, NetlinkError> {
+/// Whether the kernel enforces exactly this: the same generation, and the same elements, no more.
+pub(crate) fn is_in_force(
+    shared: &Shared,
+    subject: &Subject,
+    entry: &Entry,
+) -> Result<bool, NetlinkError> {
+    let table = Table::read(shared)?;
+    let interface = interface_key(&subject.interface);
+    let found = table.of_interface(&interface, &subject.sources);
+    let wanted = entry.elements();
+    // A verdict is not read back; that of the right chain is implied by the mark.
+    let is_there = |(set, element): &(&'static str, Element)| {
+        let same_data = |data: &[u8]| match &element.data {
+            Some(Data::Bytes(bytes)) => bytes == data,
+            Some(Data::Verdict(_)) | None => true,
+        };
+        let mut of_set = table.of(set);
+        of_set.any(|(key, data)| *key == element.key && same_data(data))
+    };
+    Ok(found == wanted.len() && wanted.iter().all(is_there))
+}
+
+/// Which generation of an interface's policy is in force, if any is.
+pub(crate) fn generation(
+    shared: &Shared,
+    interface: &InterfaceName,
+) -> Result<Option<u8>, NetlinkError> {
     let marks = shared
         .nft()
         .elements(TableFamily::Inet, &shared.base.table, MARKS)?;
-    let key = interface_key(&subject.interface);
-    let mark = subject.mark().to_ne_bytes();
-    Ok(marks
-        .iter()
-        .any(|(name, value)| *name == key && *value == mark))
+    let key = interface_key(interface);
+    let ours = marks.iter().find(|(name, _)| *name == key);
+    Ok(ours.and_then(|(_, mark)| {
+        Some(u32::from_ne_bytes(mark.get(..4)?.try_into().ok()?).to_le_bytes()[0])
+    }))
 }
 
 /// The changes that remove all of one interface's rules, whatever they are.
@@ -137,10 +162,7 @@ fn sweep_pins(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, 
 /// Routing rules from addresses that nobody has any more: those of our pool without a sandbox, and
 /// those of links that go.
 fn sweep_routing(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, NetlinkError> {
-    let sources = shared
-        .nft()
-        .elements(TableFamily::Inet, &shared.base.table, SOURCES)?;
-    let alive: BTreeSet<Ipv4Addr> = sources.iter().filter_map(|(key, _)| source(key)).collect();
+    let alive: BTreeSet<Ipv4Addr> = sources(shared)?.into_iter().collect();
     let mut links = shared.links();
     let going = networks_of_leftovers(shared, &mut links, keep)?;
     let goes = |rule: &RuleSpec| {
@@ -185,10 +207,23 @@ fn networks_of_leftovers(
         .collect())
 }
 
+/// The addresses that may send.
+pub(crate) fn sources(shared: &Shared) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    let elements = shared
+        .nft()
+        .elements(TableFamily::Inet, &shared.base.table, SOURCES)?;
+    Ok(elements.iter().filter_map(|(key, _)| source(key)).collect())
+}
+
 fn source(key: &[u8]) -> Option<Ipv4Addr> {
     <[u8; 4]>::try_from(key.get(NAME_LEN..NAME_LEN + 4)?)
         .ok()
         .map(Ipv4Addr::from)
+}
+
+/// Where a published port leads.
+fn guest(data: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(data.get(..4)?).ok().map(Ipv4Addr::from)
 }
 
 /// What the kernel holds of our table's changing part.
@@ -222,6 +257,21 @@ impl Table {
         self.elements.get(set).into_iter().flatten()
     }
 
+    /// How many elements there are about an interface and the addresses behind it.
+    fn of_interface(&self, interface: &[u8], guests: &[Ipv4Addr]) -> usize {
+        let about = |(key, _): &&KeyAndData| key.starts_with(interface);
+        let own: usize = BY_INTERFACE
+            .iter()
+            .map(|set| self.of(set).filter(about).count())
+            .sum();
+        let leads = |(_, data): &&KeyAndData| guest(data).is_some_and(|to| guests.contains(&to));
+        let published: usize = PUBLICATIONS
+            .iter()
+            .map(|set| self.of(set).filter(leads).count())
+            .sum();
+        own + published
+    }
+
     /// The changes that remove everything of the interfaces that `goes` names.
     fn removal(&self, goes: impl Fn(&[u8]) -> bool) -> Vec<Change> {
         let leaves = |key: &[u8]| key.get(..NAME_LEN).is_some_and(&goes);
@@ -239,12 +289,7 @@ impl Table {
             .filter_map(|(key, _)| source(key))
             .collect();
         for set in PUBLICATIONS {
-            let dangling = |data: &[u8]| {
-                let guest = data
-                    .get(..4)
-                    .and_then(|octets| <[u8; 4]>::try_from(octets).ok());
-                guest.is_none_or(|octets| !staying.contains(&Ipv4Addr::from(octets)))
-            };
+            let dangling = |data: &[u8]| guest(data).is_none_or(|to| !staying.contains(&to));
             let keys = self
                 .of(set)
                 .filter(|(_, data)| dangling(data))

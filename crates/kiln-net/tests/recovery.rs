@@ -392,3 +392,59 @@ fn a_closed_networks_flows_are_forgotten_and_no_others() {
     one.close().unwrap();
     assert_eq!((flows(first), flows(second)), (0, kept));
 }
+
+#[test]
+fn a_policy_that_was_stored_but_not_applied_is_applied_when_adopting() {
+    if !privileged("stored_policy") {
+        return;
+    }
+    let lab = Lab::new();
+    let network = lab.network(1, CUSTOM);
+    let guest = lab.guest(&network);
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    let namespace = network.namespace().try_clone().unwrap();
+    let record = network.detach();
+    let second = reopened(&lab);
+    // Other rules, ports and limits: the process died between storing and applying.
+    let wanted = CUSTOM
+        .replace("8080", "8090")
+        .replace("51.100.10\"", "51.100.11\"")
+        .replace(
+            r#","publish""#,
+            r#","bandwidth":{"download":"50mbit"},"publish""#,
+        );
+    let mut stream = guest.run(|| std::net::TcpStream::connect(at(OTHER, 80)).unwrap());
+    let adopted = lab
+        .host
+        .run(|| Network::adopt(&second, record, spec(1, &wanted), namespace))
+        .unwrap()
+        .unwrap();
+    let open = |port| {
+        lab.internet
+            .run(|| probe::tcp(at(HOST, port)))
+            .unwrap()
+            .is_some()
+    };
+    assert!(open(8090) && !open(8080));
+    guest.run(|| {
+        assert!(probe::tcp(at(THIRD, 80)).is_some());
+        assert_eq!(probe::tcp(at(OTHER, 80)), None);
+    });
+    use std::io::{Read, Write};
+    stream
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let mut banner = [0; 64];
+    let _ = stream.read(&mut banner);
+    let _ = stream.write_all(b"ping");
+    assert!(
+        stream.read(&mut banner).is_err(),
+        "what runs is judged again, too"
+    );
+    let limits = adopted
+        .namespace()
+        .run(|| support::sh("tc qdisc show dev tap0"))
+        .unwrap();
+    assert!(limits.contains("50Mbit"), "{limits}");
+    adopted.close().unwrap();
+}

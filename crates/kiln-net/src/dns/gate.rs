@@ -167,6 +167,15 @@ impl Gate {
         })
     }
 
+    /// Whom the host itself would ask.
+    pub(crate) fn first_resolver(&self) -> Option<Ipv4Addr> {
+        let usable = |resolver: &SocketAddr| match resolver {
+            SocketAddr::V4(v4) if v4.port() == 53 => Some(*v4.ip()),
+            _ => None,
+        };
+        self.options.resolvers.iter().find_map(usable)
+    }
+
     /// Let an address ask as a subscriber.
     pub(crate) fn subscribe(&self, source: Ipv4Addr, subscriber: Arc<Subscriber>) {
         let mut subscribers = self

@@ -478,7 +478,9 @@ impl Steps {
             &qdisc(index),
             |_| {},
         );
+        // There is none, or one that is not ours.
         self.batch.tolerate(Errno::NOENT);
+        self.batch.tolerate(Errno::INVAL);
     }
 }
 

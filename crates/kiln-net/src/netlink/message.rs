@@ -25,8 +25,8 @@ pub(crate) struct Sent {
     pub(crate) step: &'static str,
     /// An answer will come even when all is well.
     pub(crate) answered: bool,
-    /// An error that the caller does not mind (already gone, already there).
-    pub(crate) tolerated: Option<rustix::io::Errno>,
+    /// Errors that the caller does not mind (already gone, already there).
+    pub(crate) tolerated: [Option<rustix::io::Errno>; 2],
 }
 
 /// Several messages, sent with one system call.
@@ -75,14 +75,16 @@ impl Batch {
         self.sent.push(Sent {
             step,
             answered,
-            tolerated: None,
+            tolerated: [None; 2],
         });
     }
 
     /// Do not mind `errno` as the answer to the last message.
     pub(crate) fn tolerate(&mut self, errno: rustix::io::Errno) {
-        if let Some(last) = self.sent.last_mut() {
-            last.tolerated = Some(errno);
+        let last = self.sent.last_mut();
+        let free = last.and_then(|last| last.tolerated.iter_mut().find(|slot| slot.is_none()));
+        if let Some(slot) = free {
+            *slot = Some(errno);
         }
     }
 

@@ -230,7 +230,7 @@ impl<'a> Pending<'a> {
             return;
         }
         let errno = Errno::from_raw_os_error(code.saturating_neg());
-        if sent.tolerated != Some(errno) && self.refused.is_none() {
+        if !sent.tolerated.contains(&Some(errno)) && self.refused.is_none() {
             self.refused = Some(NetlinkError::Refused {
                 step: sent.step,
                 errno,

@@ -47,6 +47,9 @@ pub struct BridgeRecord {
     pub slot: u32,
     /// Counts policies.
     pub generation: u8,
+    /// Stands for the policy that this generation is: one that was stored but not yet applied is
+    /// noticed when adopting.
+    pub policy: u64,
 }
 
 /// Why a bridge network could not be created, changed or joined.
@@ -122,6 +125,7 @@ impl HostNetwork {
             interface: self.identity().bridge(slot)?,
             slot,
             generation: 1,
+            policy: 0,
         })
     }
 }
@@ -159,8 +163,9 @@ impl BridgeNetwork {
         members: Vec<super::MemberRecord>,
     ) -> Result<Self, BridgeError> {
         check(host.shared(), &spec.policy)?;
+        let policy = record.policy;
         let mut network = Self::assemble(host.shared(), record, spec)?;
-        let adopted = network.find(members);
+        let adopted = network.find(policy, members);
         if let Err(error) = adopted {
             network.forget_ownership();
             return Err(error);
@@ -208,6 +213,7 @@ impl BridgeNetwork {
             interface: self.rules.subject.interface.clone(),
             slot: self.rules.subject.slot,
             generation: self.rules.subject.generation,
+            policy: self.rules.policy.fingerprint(),
         }
     }
 
@@ -287,7 +293,7 @@ impl BridgeNetwork {
         Ok(())
     }
 
-    fn find(&mut self, members: Vec<super::MemberRecord>) -> Result<(), BridgeError> {
+    fn find(&mut self, policy: u64, members: Vec<super::MemberRecord>) -> Result<(), BridgeError> {
         let host = Arc::clone(&self.rules.host);
         let interface = self.rules.subject.interface.clone();
         let link = host.links().link(interface.as_str())?;
@@ -296,7 +302,7 @@ impl BridgeNetwork {
         for member in members {
             self.know(member);
         }
-        self.rules.adopt()?;
+        self.rules.adopt(policy)?;
         self.pin_known()?;
         self.claim_tunnel()?;
         self.rules.subscribe();

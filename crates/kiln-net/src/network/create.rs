@@ -116,6 +116,7 @@ impl HostNetwork {
             interface: host.identity.veth(slot, random()?)?,
             slot,
             generation: 1,
+            policy: 0,
         })
     }
 
@@ -222,6 +223,16 @@ impl Network {
             Bandwidth::default(),
         );
         Ok(inside.links.run(steps)?)
+    }
+}
+
+/// Set the limits, whatever they were.
+pub(super) fn set_limits(steps: &mut Steps, wanted: Bandwidth) {
+    for (index, rate) in [(TAP, wanted.download), (UPLINK, wanted.upload)] {
+        match rate {
+            Some(rate) => steps.shape(index, rate),
+            None => steps.unshape(index),
+        }
     }
 }
 

@@ -20,8 +20,8 @@ const MARK_MASK: u32 = u32::MAX << GENERATION_BITS;
 
 /// Rules in force, and what they were made from.
 #[derive(Debug)]
-pub(super) struct Rules {
-    pub(super) host: Arc<Shared>,
+pub(crate) struct Rules {
+    pub(crate) host: Arc<Shared>,
     pub(super) subject: Subject,
     pub(super) policy: Arc<Policy>,
     /// The address that names are asked from, if it matters.
@@ -54,18 +54,38 @@ impl Rules {
         Ok(())
     }
 
-    /// Take over what another process left in force; restore what is missing.
-    pub(super) fn adopt(&mut self) -> Result<(), NetworkError> {
+    /// Take over what another process left in force, if it is the policy with this fingerprint;
+    /// else, or when something is missing, bring it into force. Whether that had to be done.
+    pub(super) fn adopt(&mut self, fingerprint: u64) -> Result<bool, NetworkError> {
         self.reserve(&self.subject.published.clone())?;
         self.open_ways(&Arc::clone(&self.policy))?;
         let entry = Entry::compile(&self.subject, &self.policy, &[]);
-        if !recover::is_in_force(&self.host, &self.subject)? {
-            let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
-            changes.extend(entry.add());
-            self.host.apply(changes)?;
+        let same = self.policy.fingerprint() == fingerprint;
+        if same && recover::is_in_force(&self.host, &self.subject, &entry)? {
+            self.entry = Some(entry);
+            return Ok(false);
         }
+        self.restore()?;
+        Ok(true)
+    }
+
+    /// Put the policy in the place of whatever there is, as a generation of its own, so that all
+    /// flows are judged again.
+    fn restore(&mut self) -> Result<(), NetworkError> {
+        let found = recover::generation(&self.host, &self.subject.interface)?;
+        self.subject.generation = next_generation(found.unwrap_or(self.subject.generation));
+        let entry = Entry::compile(&self.subject, &self.policy, &[]);
+        let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
+        changes.extend(entry.add());
+        self.host.apply(changes)?;
         self.entry = Some(entry);
-        Ok(())
+        let permitted = |flow: &Flow| {
+            let judged = self
+                .policy
+                .judge(flow.to, flow.protocol, flow.port, |_, _| false);
+            judged == Action::Allow
+        };
+        Ok(self.cut_denied(&self.subject, permitted)?)
     }
 
     /// Let the resolver answer.

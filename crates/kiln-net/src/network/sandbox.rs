@@ -44,6 +44,9 @@ pub struct NetworkRecord {
     pub slot: u32,
     /// Counts policies.
     pub generation: u8,
+    /// Stands for the policy that this generation is: one that was stored but not yet applied is
+    /// noticed when adopting.
+    pub policy: u64,
 }
 
 /// Why a network could not be created, changed or adopted.
@@ -107,11 +110,11 @@ pub struct CloseError {
 /// the next process to adopt.
 #[derive(Debug)]
 pub struct Network {
-    pub(super) rules: Rules,
+    pub(crate) rules: Rules,
     pub(super) label: Label,
     pub(super) hostname: Option<DomainName>,
     pub(super) namespace: NetNamespace,
-    pub(super) address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
     pub(super) mtu: u32,
     pub(super) connected: bool,
     pub(super) via: Option<Arc<WireGuardEgress>>,
@@ -141,7 +144,8 @@ impl Network {
     }
 
     /// Take over a network that another process created and left running, by its name. `namespace`
-    /// is the VMM's ([`NetNamespace::of_process`]). Rules that are still in force stay untouched.
+    /// is the VMM's ([`NetNamespace::of_process`]). Rules that are still in force stay untouched; a
+    /// policy in `spec` that is not the recorded one is applied.
     ///
     /// # Errors
     /// [`NetworkError::Gone`] when the interface does not exist or does not belong to this data
@@ -152,15 +156,23 @@ impl Network {
         spec: NetworkSpec,
         namespace: NetNamespace,
     ) -> Result<Self, NetworkError> {
+        let policy = record.policy;
         let mut network = create::found(Arc::clone(host.shared()), record, spec, namespace)?;
-        let adopted = network.rules.adopt().and_then(|()| network.claim_tunnel());
-        if let Err(error) = adopted {
+        if let Err(error) = network.take_over(policy) {
             network.forget_ownership();
             return Err(error);
         }
         network.connected = true;
         network.rules.subscribe();
         Ok(network)
+    }
+
+    fn take_over(&mut self, policy: u64) -> Result<(), NetworkError> {
+        if self.rules.adopt(policy)? {
+            let wanted = self.rules.policy.bandwidth;
+            self.shape(|steps| create::set_limits(steps, wanted))?;
+        }
+        self.claim_tunnel()
     }
 
     /// Exchange the policy in one transaction. Running flows that the new one permits go on;
@@ -238,6 +250,7 @@ impl Network {
             interface: self.rules.subject.interface.clone(),
             slot: self.rules.subject.slot,
             generation: self.rules.subject.generation,
+            policy: self.rules.policy.fingerprint(),
         }
     }
 
@@ -275,11 +288,13 @@ impl Network {
         if wanted == before {
             return Ok(());
         }
-        self.namespace.run(|| {
-            let mut steps = Steps::new();
-            create::limit(&mut steps, wanted, before);
-            Links::open()?.run(steps)
-        })??;
+        self.shape(|steps| create::limit(steps, wanted, before))
+    }
+
+    fn shape(&self, limits: impl FnOnce(&mut Steps) + Send) -> Result<(), NetworkError> {
+        let mut steps = Steps::new();
+        limits(&mut steps);
+        self.namespace.run(|| Links::open()?.run(steps))??;
         Ok(())
     }
 }

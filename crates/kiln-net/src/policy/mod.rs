@@ -283,6 +283,11 @@ impl Policy {
         }
     }
 
+    /// A number that stands for the policy, among those of one version of this crate.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        crate::subnet::stable_hash(&[format!("{self:?}").as_bytes()])
+    }
+
     /// Whether both say the same of every packet that a sandbox sends.
     pub(crate) fn judges_like(&self, other: &Self) -> bool {
         self.egress == other.egress && self.verify_hosts == other.verify_hosts

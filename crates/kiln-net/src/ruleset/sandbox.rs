@@ -112,6 +112,11 @@ impl Entry {
         entry
     }
 
+    /// The elements of the table's sets and maps.
+    pub(crate) fn elements(&self) -> &[(&'static str, Element)] {
+        &self.elements
+    }
+
     /// Add a part that is in force.
     pub(crate) fn join(&mut self, part: &Self) {
         self.elements.extend(part.elements.iter().cloned());
