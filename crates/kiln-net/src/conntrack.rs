@@ -178,3 +178,8 @@ fn source_port(tuple: &[u8]) -> Option<u16> {
 fn protocol(tuple: &[u8]) -> Option<(u8, Option<u16>)> {
     Some((*inner(tuple, 2, 1)?.first()?, port(tuple, 3)))
 }
+
+/// For fuzzing.
+pub(crate) fn hostile(payload: &[u8]) {
+    let _ = flow(payload);
+}

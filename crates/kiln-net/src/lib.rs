@@ -65,6 +65,8 @@
 mod conntrack;
 pub mod dns;
 mod host;
+#[doc(hidden)]
+pub mod hostile;
 mod identity;
 mod link;
 mod netlink;

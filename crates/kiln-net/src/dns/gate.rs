@@ -358,3 +358,23 @@ fn encode(request: &Message, mut response: Message, udp: bool) -> Option<Vec<u8>
     cut.answers.clear();
     cut.to_vec().ok()
 }
+
+/// For fuzzing: whatever was asked, what is sent fits.
+pub(super) fn hostile(request: &Message) {
+    let _ = question(request);
+    for udp in [true, false] {
+        let mut response = Message::response(request.metadata.id, request.metadata.op_code);
+        response.add_queries(request.queries.iter().take(1).cloned());
+        response.add_answers(request.answers.iter().cloned());
+        let sent = encode(request, response, udp);
+        let longest = if udp {
+            usize::from(UDP_PAYLOAD)
+        } else {
+            usize::from(u16::MAX)
+        };
+        assert!(
+            sent.is_none_or(|bytes| bytes.len() <= longest),
+            "an answer that does not fit"
+        );
+    }
+}

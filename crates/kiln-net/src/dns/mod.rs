@@ -15,6 +15,8 @@ pub use serve::{ServeError, Server};
 
 use std::net::{IpAddr, SocketAddr};
 
+use hickory_proto::op::Message;
+
 /// The resolvers named in the text of a `resolv.conf`.
 pub fn resolvers_of(resolv_conf: &str) -> Vec<SocketAddr> {
     let servers = resolv_conf.lines().filter_map(|line| {
@@ -29,4 +31,21 @@ pub fn resolvers_of(resolv_conf: &str) -> Vec<SocketAddr> {
         .map(|address| SocketAddr::new(address, 53))
         .take(4)
         .collect()
+}
+
+/// For fuzzing: what a guest asks, what an upstream answers, and what is sent back.
+pub(crate) fn hostile(bytes: &[u8]) {
+    let Ok(message) = Message::from_vec(bytes) else {
+        return;
+    };
+    gate::hostile(&message);
+    for question in &message.queries {
+        let _ = answer::plain_name(question.name());
+        let filtered = answer::filter(question, &message, |to| !crate::policy::is_special(to));
+        let leaked = filtered
+            .addresses
+            .iter()
+            .any(|to| crate::policy::is_special(*to));
+        assert!(!leaked, "a special address was let through");
+    }
 }

@@ -7,7 +7,7 @@ mod steps;
 
 use rustix::io::Errno;
 
-pub(crate) use read::{AddressInfo, LinkInfo, RouteInfo};
+pub(crate) use read::{AddressInfo, LinkInfo, RouteInfo, hostile};
 pub(crate) use steps::{Port, Route, RuleSpec, Steps, Veth};
 
 use crate::netlink::{Family, NetlinkError, Socket};

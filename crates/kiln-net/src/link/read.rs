@@ -233,3 +233,9 @@ fn our_rule(payload: &[u8]) -> Option<RuleSpec> {
         priority,
     })
 }
+
+/// For fuzzing.
+pub(crate) fn hostile(payload: &[u8]) {
+    let _ = (link_info(payload), address_info(payload));
+    let _ = (route_info(payload), our_rule(payload));
+}

@@ -220,7 +220,7 @@ pub(crate) fn text(value: &[u8]) -> String {
 }
 
 /// Split what one `recv` returned into (kind, sequence, payload).
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
     std::iter::from_fn(move || {
         let head = bytes.get(..HEADER_LEN)?;
         let length = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;

@@ -141,3 +141,8 @@ fn element(value: &[u8]) -> Option<KeyAndData> {
         .to_vec();
     Some((key, data))
 }
+
+/// For fuzzing.
+pub(crate) fn hostile(payload: &[u8]) {
+    let _ = (table(payload), chain(payload), element(payload));
+}

@@ -7,7 +7,7 @@ mod encode;
 mod expression;
 mod inspect;
 
-pub(crate) use inspect::KeyAndData;
+pub(crate) use inspect::{KeyAndData, hostile};
 
 use crate::netlink::{ACK, Batch, Family, NetlinkError, Socket};
 use crate::ruleset::Transaction;
