@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::conntrack::Conntrack;
 use crate::dns::{DnsOptions, Gate};
+use crate::hosts;
 use crate::identity::Identity;
 use crate::link::{Links, RouteInfo, Steps};
 use crate::netlink::NetlinkError;
@@ -29,7 +30,6 @@ pub const POOLS: [Cidr; 3] = [
 const FIRST_SLOT: u32 = 256;
 const LOOPBACK: u32 = 1;
 const DNS_PORT: u16 = 53;
-const VERIFY_PORT: u16 = 8443;
 /// A public address to find the interface that the internet is behind; nothing is sent.
 const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 32, 1);
 pub(crate) const DEFAULT_MTU: u32 = 1500;
@@ -127,7 +127,7 @@ impl HostNetwork {
             gateway,
             pool,
             dns_port: DNS_PORT,
-            verify_port: VERIFY_PORT,
+            verify_port: hosts::PORT,
         };
         let bridges = load_tables(&mut nft, &identity, &base)?;
         let mut steps = Steps::new();

@@ -2,7 +2,7 @@
 
 use crate::policy::{DomainPattern, PublishedPort, Rate};
 use crate::subnet::{Cidr, InterfaceName, Subnet};
-use crate::{conntrack, dns, link, netlink, nft, wireguard};
+use crate::{conntrack, dns, hosts, link, netlink, nft, wireguard};
 
 /// A DNS message, read as a guest's question and as an upstream's answer.
 pub fn dns(bytes: &[u8]) {
@@ -30,4 +30,9 @@ pub fn text(text: &str) {
     }
     let _ = DomainPattern::new(text);
     let _ = Rate::new(text);
+}
+
+/// The first bytes of a web connection.
+pub fn web(bytes: &[u8]) {
+    hosts::hostile(bytes);
 }

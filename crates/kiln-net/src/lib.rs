@@ -67,6 +67,7 @@ pub mod dns;
 mod host;
 #[doc(hidden)]
 pub mod hostile;
+mod hosts;
 mod identity;
 mod link;
 mod netlink;

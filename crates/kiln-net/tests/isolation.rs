@@ -101,6 +101,8 @@ fn spoofed_sources_and_ipv6_are_dropped_on_the_hosts_side_too() {
             .unwrap();
         packets.parse().unwrap()
     };
+    let sink = server::Sink::new(&lab.internet, OTHER, 7777);
+    let arrived = || sink.arrived();
     // As a VMM that broke out into its namespace would: no table inside, another source.
     let send = |from: &str| {
         network
@@ -112,18 +114,20 @@ fn spoofed_sources_and_ipv6_are_dropped_on_the_hosts_side_too() {
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.bind(('{from}', 0))
-s.sendto(b'probe', ('{OTHER}', 80))
+s.sendto(b'probe', ('{OTHER}', 7777))
 P"
                 ));
             })
             .unwrap();
     };
     send(&network.address().to_string());
-    assert_eq!(counter("c_spoof"), 0, "its own address passes");
+    assert_eq!(counter("c_spoof"), 0);
+    assert!(arrived(), "its own address passes");
     send("198.18.1.77");
     assert_eq!(counter("c_spoof"), 1);
     send(&SERVER.to_string());
     assert_eq!(counter("c_spoof"), 2);
+    assert!(!arrived(), "neither passed");
     let before = counter("c_not_ipv4");
     network
         .namespace()
@@ -152,16 +156,33 @@ fn a_guest_cannot_pretend_another_address_or_card() {
     let lab = Lab::new();
     let network = lab.network(1, "{}");
     let guest = lab.guest(&network);
-    assert!(guest.run(|| probe::udp(at(OTHER, 80))));
-    guest.run(|| {
-        support::sh("ip address add 198.19.255.9/32 dev eth0");
-        support::sh("ip route replace default via 198.19.255.1 src 198.19.255.9");
-        assert!(!probe::udp(at(OTHER, 80)), "another address");
-        support::sh("ip route replace default via 198.19.255.1 src 198.19.255.2");
-        assert!(probe::udp(at(OTHER, 80)), "its own again");
-        support::sh("ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:99; ip link set eth0 up; ip route replace default via 198.19.255.1");
-        assert!(!probe::udp(at(OTHER, 80)), "another card");
-    });
+    let sink = server::Sink::new(&lab.internet, OTHER, 7777);
+    let passes = |script: &str| {
+        guest.run(|| {
+            support::sh(script);
+            probe::throw(at(OTHER, 7777));
+        });
+        sink.arrived()
+    };
+    assert!(passes("true"));
+    let route = "ip route replace default via 198.19.255.1 src";
+    assert!(
+        !passes(&format!(
+            "ip address add 198.19.255.9/32 dev eth0; {route} 198.19.255.9"
+        )),
+        "another address"
+    );
+    assert!(passes(&format!("{route} 198.19.255.2")), "its own again");
+    let card = "ip link set eth0 down; ip link set eth0 address";
+    let up = format!("ip link set eth0 up; {route} 198.19.255.2");
+    assert!(
+        !passes(&format!("{card} 02:00:00:00:00:99; {up}")),
+        "another card"
+    );
+    assert!(
+        passes(&format!("{card} {}; {up}", guest.facts.mac)),
+        "its own again"
+    );
 }
 
 #[test]

@@ -22,7 +22,9 @@ use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use kiln_net::dns::{DnsOptions, Server};
-use support::{Lab, METADATA, OTHER, PRIVATE, PUBLIC_DNS, SERVER, THIRD, at, privileged, probe};
+use support::{
+    HOST, Lab, METADATA, OTHER, PRIVATE, PUBLIC_DNS, SERVER, THIRD, at, privileged, probe, server,
+};
 
 /// Where the test's upstream listens; the uplink's other side.
 const UPSTREAM: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(SERVER), 5300);
@@ -428,4 +430,116 @@ fn names_asked_before_an_update_stay_open_if_they_are_still_allowed() {
         assert_eq!(probe::tcp(at(THIRD, 80)), None, "no longer allowed");
         assert_eq!(ask("www.good.example."), Err(ResponseCode::NXDomain));
     });
+}
+
+/// A TLS hello that asks for a server.
+fn hello(name: Option<&str>) -> Vec<u8> {
+    let vector = |length_len: usize, value: &[u8]| {
+        let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+        [&length[4 - length_len..], value].concat()
+    };
+    let server_name = name.map_or_else(Vec::new, |name| {
+        let entry = [&[0][..], &vector(2, name.as_bytes())].concat();
+        [&[0, 0][..], &vector(2, &vector(2, &entry))].concat()
+    });
+    let (session, ciphers) = (vector(1, &[]), vector(2, &[0x13, 1]));
+    let body = [
+        vec![3; 34],
+        session,
+        ciphers,
+        vec![1, 0],
+        vector(2, &server_name),
+    ]
+    .concat();
+    let message = [&[1][..], &vector(3, &body)].concat();
+    [&[22, 3, 1][..], &vector(2, &message)].concat()
+}
+
+/// The connection, if the server's banner comes after these first bytes.
+fn speak(to: SocketAddr, first: &[u8]) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    stream.write_all(first).ok()?;
+    let mut banner = [0; 1];
+    while banner != *b"\n" {
+        stream.read_exact(&mut banner).ok()?;
+    }
+    // The server echoes what was said first.
+    let mut echo = vec![0; first.len()];
+    stream.read_exact(&mut echo).ok()?;
+    (echo == first).then_some(stream)
+}
+
+const VERIFIED: &str = r#"{"allowed_domains":["allowed.example","*.good.example"],
+    "allowed_cidrs":["203.0.113.0/24"],"verify_hosts":true}"#;
+
+#[test]
+fn web_traffic_must_name_an_allowed_host_at_the_address_that_it_was_told() {
+    if !privileged("verify_hosts") {
+        return;
+    }
+    let (lab, _upstream, _serving) = lab(Duration::from_secs(30));
+    let mut network = lab.network(1, VERIFIED);
+    let guest = lab.guest(&network);
+    let _own = server::tcp(&lab.host, HOST, 443);
+    let get = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+    let opens = |address, port, first: &[u8]| speak(at(address, port), first).is_some();
+    let mut kept = guest.run(|| {
+        let allowed = hello(Some("allowed.example"));
+        assert!(!opens(OTHER, 443, &allowed), "before it was asked for");
+        assert_eq!(ask("allowed.example."), Ok(vec![OTHER]));
+        assert_eq!(ask("www.good.example."), Ok(vec![THIRD]));
+        assert!(opens(OTHER, 443, &allowed));
+        assert!(opens(OTHER, 80, &get("allowed.example")));
+        assert!(
+            !opens(OTHER, 443, &hello(Some("evil.example"))),
+            "another name at that address"
+        );
+        assert!(
+            !opens(OTHER, 443, &hello(Some("www.good.example"))),
+            "an allowed one that lives elsewhere"
+        );
+        assert!(
+            !opens(THIRD, 443, &allowed),
+            "the same, the other way round"
+        );
+        assert!(!opens(OTHER, 443, &hello(None)), "no name");
+        assert!(!opens(OTHER, 80, &get("evil.example")));
+        assert!(!opens(OTHER, 443, b"SSH-2.0-x\r\n"), "not TLS");
+        assert!(!probe::udp(at(OTHER, 443)), "QUIC");
+        assert!(
+            probe::tcp(at(OTHER, 25)).is_some(),
+            "other ports are not the web"
+        );
+        assert!(
+            probe::tcp(at(SERVER, 80)).is_some(),
+            "a network that is allowed as such"
+        );
+        assert_eq!(
+            probe::tcp(at(HOST, 443)),
+            None,
+            "but never the host's own services"
+        );
+        // A second request on the same connection could name another host.
+        let mut stream = speak(at(OTHER, 80), &get("allowed.example")).unwrap();
+        stream.write_all(&get("evil.example")).unwrap();
+        assert!(!matches!(stream.read(&mut [0; 64]), Ok(1..)), "closed");
+        speak(at(OTHER, 443), &allowed).unwrap()
+    });
+    let alive = |stream: &mut TcpStream| {
+        stream.write_all(b"ping").is_ok() && stream.read_exact(&mut [0; 4]).is_ok()
+    };
+    assert!(alive(&mut kept));
+    lab.update(
+        &mut network,
+        &VERIFIED.replace("*.good.example", "*.better.example"),
+    );
+    assert!(alive(&mut kept), "still allowed");
+    lab.update(
+        &mut network,
+        &VERIFIED.replace("allowed.example", "other.example"),
+    );
+    assert!(!alive(&mut kept), "cut");
 }

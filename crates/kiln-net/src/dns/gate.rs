@@ -1,13 +1,13 @@
 //! Who may ask what, and which addresses stay open for how long.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::DNSClass;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::answer::{self, Filtered, Treatment};
 use super::upstream::{self, UDP_PAYLOAD};
@@ -19,6 +19,8 @@ use crate::ruleset::{Change, TableFamily, Transaction};
 
 /// Questions of one sandbox that may be under way at a time.
 const CONCURRENT_QUESTIONS: usize = 64;
+/// Connections of one sandbox that are checked by name at a time.
+const CONCURRENT_CONNECTIONS: usize = 512;
 /// Names of one sandbox whose addresses are remembered.
 const MAX_NAMES: usize = 4096;
 
@@ -45,7 +47,7 @@ impl Default for DnsOptions {
 #[derive(Debug)]
 pub struct Gate {
     table: String,
-    pub(super) gateway: Ipv4Addr,
+    pub(crate) gateway: Ipv4Addr,
     options: DnsOptions,
     subscribers: RwLock<HashMap<Ipv4Addr, Arc<Subscriber>>>,
     nft: Mutex<Nft>,
@@ -56,6 +58,8 @@ pub struct Gate {
 pub(crate) struct Subscriber {
     subscription: Mutex<Subscription>,
     questions: Semaphore,
+    connections: Arc<Semaphore>,
+    changes: watch::Sender<()>,
 }
 
 /// What a subscriber may ask, and what it has learnt.
@@ -125,6 +129,27 @@ impl Subscription {
         }
     }
 
+    /// Whether a web connection may go there: because a rule about addresses says so, or because
+    /// the allowed name that it gives was resolved to this address.
+    pub(crate) fn lets_through(&self, to: SocketAddrV4, name: Option<&DomainName>) -> bool {
+        const TCP: u8 = 6;
+        let (address, port) = (*to.ip(), Some(to.port()));
+        let clauses = match name.map(|name| (name, self.policy.judge_name(name))) {
+            Some((name, NameVerdict::Resolve { clauses })) if self.led_to(name, address) => clauses,
+            Some(_) => return false,
+            None => Vec::new(),
+        };
+        let resolved = |clause: usize, _| clauses.contains(&clause);
+        let never = NEVER.iter().any(|cidr| cidr.contains(address));
+        !never && self.policy.judge(address, TCP, port, resolved) == Action::Allow
+    }
+
+    fn led_to(&self, name: &DomainName, address: Ipv4Addr) -> bool {
+        self.granted
+            .get(name)
+            .is_some_and(|addresses| addresses.contains_key(&address))
+    }
+
     /// Whether a name may lead to an address.
     fn reachable(&self, address: Ipv4Addr) -> bool {
         const TCP: u8 = 6;
@@ -136,11 +161,27 @@ impl Subscription {
 
 impl Subscriber {
     pub(crate) fn new(subscription: Subscription) -> Self {
-        let subscription = Mutex::new(subscription);
         Self {
-            subscription,
+            subscription: Mutex::new(subscription),
             questions: Semaphore::new(CONCURRENT_QUESTIONS),
+            connections: Arc::new(Semaphore::new(CONCURRENT_CONNECTIONS)),
+            changes: watch::Sender::new(()),
         }
+    }
+
+    /// Room for checked connections.
+    pub(crate) fn connections(&self) -> &Arc<Semaphore> {
+        &self.connections
+    }
+
+    /// Tells of policies that were exchanged, and of the end.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// The policy was exchanged: who relies on the old one asks again.
+    pub(crate) fn announce(&self) {
+        self.changes.send_replace(());
     }
 
     /// Exclusive: no question opens an address while a policy is being exchanged.
@@ -192,7 +233,7 @@ impl Gate {
             .remove(&source);
     }
 
-    fn subscriber(&self, source: Ipv4Addr) -> Option<Arc<Subscriber>> {
+    pub(crate) fn subscriber(&self, source: Ipv4Addr) -> Option<Arc<Subscriber>> {
         let subscribers = self
             .subscribers
             .read()

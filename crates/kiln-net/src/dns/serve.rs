@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::gate::Gate;
+use crate::hosts;
 
 const PORT: u16 = 53;
 const IDLE: Duration = Duration::from_secs(5);
@@ -19,9 +20,9 @@ const IDLE: Duration = Duration::from_secs(5);
 const CONCURRENT_REQUESTS: usize = 1024;
 const CONCURRENT_CONNECTIONS: usize = 256;
 
-/// The resolver cannot listen.
+/// The resolver, or the check of server names, cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for DNS at {address}")]
+#[error("cannot listen at {address}")]
 pub struct ServeError {
     /// Where.
     pub address: SocketAddr,
@@ -33,7 +34,7 @@ pub struct ServeError {
 /// A resolver that answers; it stops when this is dropped.
 #[derive(Debug)]
 pub struct Server {
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Drop for Server {
@@ -43,7 +44,7 @@ impl Drop for Server {
 }
 
 impl Gate {
-    /// Start answering. Needs a tokio runtime whose threads are in the host's network namespace.
+    /// Start answering questions and checking the names of web servers. Needs a tokio runtime whose threads are in the host's network namespace.
     ///
     /// # Errors
     /// [`ServeError`] when the address is taken.
@@ -52,10 +53,14 @@ impl Gate {
         let failed = |source| ServeError { address, source };
         let udp = UdpSocket::bind(address).await.map_err(failed)?;
         let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let address = SocketAddr::from((self.gateway, hosts::PORT));
+        let failed = |source| ServeError { address, source };
+        let web = TcpListener::bind(address).await.map_err(failed)?;
         let datagrams = tokio::spawn(serve_udp(Arc::clone(self), Arc::new(udp)));
         let connections = tokio::spawn(serve_tcp(Arc::clone(self), tcp));
+        let checks = tokio::spawn(hosts::serve(Arc::clone(self), web));
         Ok(Server {
-            tasks: [datagrams, connections],
+            tasks: [datagrams, connections, checks],
         })
     }
 }

@@ -170,6 +170,10 @@ impl Rules {
             subscription.policy = Arc::clone(&policy);
             subscription.generation = generation;
         }
+        drop(subscription);
+        if let Some(subscriber) = &subscriber {
+            subscriber.announce();
+        }
         (self.entry, self.subject, self.policy) = (Some(entry), next, policy);
         Ok(())
     }

@@ -256,13 +256,22 @@ impl Base {
                 .in_set(&[Field::Protocol], "transports")
                 .equal(Field::DestinationPort, &DNS.to_be_bytes())
                 .then(dnat(self.dns_port)),
+        ];
+        rules.extend(publish());
+        // The check connects from the host, so it must never be led to the host itself.
+        rules.push(
+            Rule::new()
+                .in_set(&[Field::InputInterface], VERIFIED)
+                .when(Match::LocalDestination)
+                .accept(),
+        );
+        rules.push(
             Rule::new()
                 .in_set(&[Field::InputInterface], VERIFIED)
                 .equal(Field::Protocol, &[TCP])
                 .in_set(&[Field::DestinationPort], "web_ports")
                 .then(dnat(self.verify_port)),
-        ];
-        rules.extend(publish());
+        );
         rules
     }
 

@@ -73,3 +73,10 @@ pub fn icmp(to: Ipv4Addr) -> bool {
     }
     false
 }
+
+/// Send one packet and expect nothing.
+pub fn throw(to: SocketAddr) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // A refusal from the own routes is as good as a drop.
+    let _ = socket.send_to(b"probe", to);
+}

@@ -94,3 +94,23 @@ pub fn udp(namespace: &NetNamespace, address: Ipv4Addr, port: u16) -> Server {
         }
     })
 }
+
+/// Where packets go that nobody should see: one way is enough to count, no answer is needed.
+pub struct Sink(UdpSocket);
+
+impl Sink {
+    pub fn new(namespace: &NetNamespace, address: Ipv4Addr, port: u16) -> Self {
+        let socket = namespace
+            .run(|| UdpSocket::bind((address, port)).unwrap())
+            .unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        Self(socket)
+    }
+
+    /// Whether a packet came since the last one.
+    pub fn arrived(&self) -> bool {
+        self.0.recv(&mut [0; 16]).is_ok()
+    }
+}
