@@ -96,15 +96,6 @@ pub(crate) struct Shared {
     forwarding: Mutex<BTreeSet<u32>>,
 }
 
-/// What other firewall rules on this host stand in the way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Obstacle {
-    /// Table and chain, like `ip filter FORWARD`.
-    pub chain: String,
-    /// What it stops.
-    pub stops: &'static str,
-}
-
 impl HostNetwork {
     /// Claim pool and names, load the table, put the gateway's address on loopback. A table that an
     /// earlier process of the same data directory left is kept if it is the same, so that running
@@ -174,45 +165,13 @@ impl HostNetwork {
         &self.shared
     }
 
-    /// Chains of other programs that drop what they do not know: with one of these, sandboxes may
-    /// have no network until it is told of our interfaces.
-    ///
-    /// # Errors
-    /// [`NetlinkError`] when the chains cannot be listed.
-    pub fn obstacles(&self) -> Result<Vec<Obstacle>, NetlinkError> {
-        const INPUT: u32 = 1;
-        const FORWARD: u32 = 2;
-        let chains = self.shared.nft().chains()?;
-        let ours = [self.shared.base.table.as_str()];
-        let in_the_way = chains
-            .into_iter()
-            .filter(|chain| chain.drops && !ours.contains(&chain.table.as_str()));
-        Ok(in_the_way
-            .filter_map(|chain| {
-                let stops = match chain.hook? {
-                    INPUT => "sandboxes asking for names",
-                    FORWARD => "sandboxes reaching the internet, and published ports",
-                    _ => return None,
-                };
-                let family = match chain.family {
-                    1 => "inet",
-                    2 => "ip",
-                    _ => return None,
-                };
-                Some(Obstacle {
-                    chain: format!("{family} {} {}", chain.table, chain.name),
-                    stops,
-                })
-            })
-            .collect())
-    }
-
     /// Remove everything that this data directory has on the host: for uninstalling. Networks that
     /// are still open lose their traffic.
     ///
     /// # Errors
     /// The first [`NetlinkError`]; the rest is still tried.
     pub fn uninstall(self) -> Result<(), NetlinkError> {
+        let guests = self.withdraw();
         let links = crate::recover::remove_links(&self.shared, &BTreeSet::new());
         let tables = [TableFamily::Inet, TableFamily::Bridge].map(|family| {
             let table = self.shared.base.table.clone();
@@ -240,6 +199,7 @@ impl HostNetwork {
             .map(drop)
             .and(tables.into_iter().collect::<Result<(), _>>())
             .and(address)
+            .and(guests)
     }
 }
 

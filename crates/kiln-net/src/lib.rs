@@ -74,6 +74,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nft;
+mod obstacles;
 pub mod policy;
 mod recover;
 mod ruleset;
@@ -82,7 +83,7 @@ mod tap;
 pub mod verify;
 pub mod wireguard;
 
-pub use host::{HostError, HostNetwork, HostOptions, Obstacle, POOLS};
+pub use host::{HostError, HostNetwork, HostOptions, POOLS};
 pub use identity::{Identity, Label};
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
@@ -90,5 +91,6 @@ pub use network::{
     BridgeError, BridgeNetwork, BridgeRecord, BridgeSpec, CloseError, GuestFacts, MAX_SLOT,
     MemberRecord, MemberSpec, Network, NetworkError, NetworkRecord, NetworkSpec,
 };
+pub use obstacles::Obstacle;
 pub use recover::Swept;
 pub use tap::TapOwner;

@@ -118,6 +118,11 @@ fn a6_members_get_addresses_reach_the_internet_and_not_each_other() {
             .run(|| published(HOST) && published(Ipv4Addr::LOCALHOST))
             .unwrap()
     );
+    let port = lab.host_sh(&format!("bridge -d link show dev {}", two.facts.tap));
+    assert!(
+        port.contains("isolated on") && port.contains("learning off"),
+        "{port}"
+    );
     // Gone with its address, which is given to the next (A6.2).
     drop(one);
     lab.host.run(|| lan.leave(&record.tap)).unwrap().unwrap();

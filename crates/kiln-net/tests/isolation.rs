@@ -87,7 +87,7 @@ fn isolation_between_sandboxes_outlives_a_flushed_host_ruleset() {
 
 #[test]
 fn spoofed_sources_and_ipv6_are_dropped_on_the_hosts_side_too() {
-    if !privileged("spoofing") {
+    if !privileged("spoofing") || !support::has("spoofing", "python3") {
         return;
     }
     let lab = Lab::new();

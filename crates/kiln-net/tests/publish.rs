@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use kiln_net::NetworkError;
-use support::{HOST, Lab, OTHER, SERVER, at, privileged, probe, server};
+use support::{HOST, Lab, SERVER, at, privileged, probe, server};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -191,5 +191,4 @@ fn b4_5_bandwidth_is_capped_in_both_directions_and_changes_live() {
     assert!((12.0..24.0).contains(&down), "download {down} of 20");
     assert!((6.0..12.0).contains(&up), "upload {up} of 10");
     assert!(free > 40.0, "without a limit {free}");
-    let _ = OTHER;
 }

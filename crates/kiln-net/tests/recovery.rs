@@ -345,19 +345,74 @@ fn a_table_of_somebody_else_and_a_taken_pool_are_refused() {
 }
 
 #[test]
-fn firewalls_in_the_way_are_named() {
-    if !privileged("obstacles") {
+fn firewalls_in_the_way_are_named_and_let_our_interfaces_through() {
+    if !privileged("obstacles") || !support::has("obstacles", "iptables") {
         return;
     }
     let lab = Lab::new();
     assert_eq!(lab.kiln.obstacles().unwrap(), []);
-    lab.host_sh(
-        "nft add table ip filter
-         nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
+    let network = lab.network(
+        1,
+        r#"{"allowed_cidrs":["198.51.100.10"],"publish":["8080:80"]}"#,
     );
+    let guest = lab.guest(&network);
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    let works = || {
+        let out = guest.run(|| probe::tcp(at(OTHER, 80))).is_some();
+        let published = lab
+            .internet
+            .run(|| probe::tcp(at(HOST, 8080)))
+            .unwrap()
+            .is_some();
+        (out, published)
+    };
+    assert_eq!(works(), (true, true));
+    // As Docker leaves it, by its own means; ufw does the same to INPUT.
+    let docker =
+        "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN
+         iptables -A FORWARD -j DOCKER-USER; iptables -P INPUT DROP";
+    lab.host_sh(docker);
+    let theirs = lab.host_sh("iptables -S");
+    assert_eq!(works(), (false, false));
     let found = lab.kiln.obstacles().unwrap();
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].chain, "ip filter FORWARD");
+    let chains: Vec<&str> = found
+        .iter()
+        .map(|obstacle| obstacle.chain.as_str())
+        .collect();
+    assert_eq!(chains.len(), 2, "{found:?}");
+    assert!(chains.contains(&"ip filter FORWARD") && chains.contains(&"ip filter INPUT"));
+    assert_eq!(lab.kiln.clear_the_way().unwrap(), 3);
+    assert_eq!(lab.kiln.clear_the_way().unwrap(), 0, "once is enough");
+    assert_eq!(lab.kiln.obstacles().unwrap(), []);
+    assert_eq!(works(), (true, true));
+    // Their drop is passed by our interfaces only, and our own rules still judge.
+    assert_eq!(guest.run(|| probe::tcp(at(THIRD, 80))), None);
+    let with = lab.host_sh("iptables -S");
+    assert!(
+        with.contains("-A DOCKER-USER -i kln+") && with.contains("-A INPUT -i kln+"),
+        "{with}"
+    );
+    lab.kiln.withdraw().unwrap();
+    assert_eq!(
+        lab.host_sh("iptables -S"),
+        theirs,
+        "only ours is taken away"
+    );
+    assert_eq!(works(), (false, false));
+    // firewalld keeps a table of its own, which is told by its own means.
+    lab.host_sh("nft add table inet firewalld
+        nft add chain inet firewalld filter_FORWARD '{ type filter hook forward priority 10; policy accept; }'");
+    let found = lab.kiln.obstacles().unwrap();
+    let zone = found
+        .iter()
+        .find(|obstacle| obstacle.chain == "inet firewalld filter_FORWARD");
+    assert!(
+        zone.unwrap()
+            .hint
+            .as_ref()
+            .unwrap()
+            .contains("--add-interface=kln+")
+    );
 }
 
 #[test]
@@ -405,7 +460,7 @@ fn a_policy_that_was_stored_but_not_applied_is_applied_when_adopting() {
     let namespace = network.namespace().try_clone().unwrap();
     let record = network.detach();
     let second = reopened(&lab);
-    // Other rules, ports and limits: the process died between storing and applying.
+    // Other rules and limits: the process died between storing and applying.
     let wanted = CUSTOM
         .replace("8080", "8090")
         .replace("51.100.10\"", "51.100.11\"")
@@ -419,13 +474,12 @@ fn a_policy_that_was_stored_but_not_applied_is_applied_when_adopting() {
         .run(|| Network::adopt(&second, record, spec(1, &wanted), namespace))
         .unwrap()
         .unwrap();
-    let open = |port| {
+    assert!(
         lab.internet
-            .run(|| probe::tcp(at(HOST, port)))
+            .run(|| probe::tcp(at(HOST, 8080)))
             .unwrap()
             .is_some()
-    };
-    assert!(open(8090) && !open(8080));
+    );
     guest.run(|| {
         assert!(probe::tcp(at(THIRD, 80)).is_some());
         assert_eq!(probe::tcp(at(OTHER, 80)), None);

@@ -91,11 +91,6 @@ fn a_cut_download_stops_even_though_only_replies_flow() {
         socket.send_to(b"go", at(OTHER, 9999)).unwrap();
         socket
     });
-    let far = lab
-        .internet
-        .run(|| std::net::UdpSocket::bind(at(OTHER, 9998)).unwrap())
-        .unwrap();
-    let _ = far;
     let listener = lab
         .internet
         .run(|| std::net::UdpSocket::bind(at(OTHER, 9999)).unwrap())
@@ -138,8 +133,6 @@ fn a_change_that_fails_changes_nothing() {
         .run(|| TcpListener::bind(at(HOST, 8080)).unwrap())
         .unwrap();
     let before = (table(&lab), network.record());
-    let queue = || network_queue(&lab, &guest);
-    let _ = queue;
     let refused = lab.try_update(
         &mut network,
         r#"{"publish":["8081:80","8080:80"],"bandwidth":{"download":"10mbit"}}"#,
@@ -173,8 +166,6 @@ fn a_change_that_fails_changes_nothing() {
             .unwrap(),
     );
 }
-
-fn network_queue(_lab: &Lab, _guest: &support::Guest) {}
 
 #[test]
 fn updates_under_load_never_open_a_gap() {
@@ -217,7 +208,6 @@ fn updates_under_load_never_open_a_gap() {
         sink.recv(&mut [0; 16]).is_ok(),
         "the same probe where it is allowed"
     );
-    let _ = server::tcp;
 }
 
 #[test]

@@ -203,6 +203,11 @@ impl Encoder<'_> {
     }
 }
 
+/// A rule for a table of one family only.
+pub(super) fn expressions_of(list: &mut Attributes<'_>, rule: &Rule) {
+    expressions(list, rule, false);
+}
+
 fn set_shape(kind: SetKind) -> (u32, Option<(u32, u32)>) {
     match kind {
         SetKind::Plain => (0, None),
@@ -240,7 +245,7 @@ fn element(list: &mut Attributes<'_>, element: &Element) {
 }
 
 /// A table's comment as `nft` stores it: type 0, length, text with its zero.
-fn comment_data(comment: &str) -> Vec<u8> {
+pub(super) fn comment_data(comment: &str) -> Vec<u8> {
     let text = comment.as_bytes();
     let text = &text[..text.len().min(120)];
     let mut data = vec![0, u8::try_from(text.len() + 1).unwrap_or(u8::MAX)];

@@ -84,7 +84,7 @@ impl Nft {
     }
 }
 
-fn dump(
+pub(super) fn dump(
     step: &'static str,
     message: u16,
     family: u8,
@@ -95,7 +95,7 @@ fn dump(
     batch
 }
 
-fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(payload.get(4..)?)
         .find(|(kind, _)| *kind == wanted)
         .map(|(_, value)| value)
@@ -145,4 +145,5 @@ fn element(value: &[u8]) -> Option<KeyAndData> {
 /// For fuzzing.
 pub(crate) fn hostile(payload: &[u8]) {
     let _ = (table(payload), chain(payload), element(payload));
+    super::foreign::hostile(payload);
 }

@@ -5,9 +5,11 @@
 
 mod encode;
 mod expression;
+mod foreign;
 mod inspect;
 
-pub(crate) use inspect::{KeyAndData, hostile};
+pub(crate) use foreign::Guest;
+pub(crate) use inspect::{BaseChain, KeyAndData, hostile};
 
 use crate::netlink::{ACK, Batch, Family, NetlinkError, Socket};
 use crate::ruleset::Transaction;

@@ -47,6 +47,15 @@ pub fn privileged(test: &str) -> bool {
     able
 }
 
+/// Tests that need a program of this machine say so and return.
+pub fn has(test: &str, program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: {test}: there is no {program}");
+    }
+    there
+}
+
 pub struct Lab {
     pub host: NetNamespace,
     pub internet: NetNamespace,
