@@ -228,7 +228,7 @@ fn a6_6_nothing_is_left_and_a_failed_step_is_undone() {
     let lab = Lab::new();
     let traces = || {
         lab.host_sh(
-            "ip -br link; ip route; ip rule; ip neigh; nft list table inet kiln | grep -vE 'packets'
+            "ip -br link | cut -d' ' -f1; ip route | sed 's/ linkdown//'; ip rule; ip neigh; nft list table inet kiln | grep -vE 'packets'
              nft list table bridge kiln 2>/dev/null || true",
         )
     };

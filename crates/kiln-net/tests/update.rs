@@ -21,7 +21,7 @@ use support::{HOST, Lab, OTHER, SERVER, THIRD, at, privileged, probe, server};
 fn connect(to: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).unwrap();
     stream
-        .set_read_timeout(Some(Duration::from_millis(700)))
+        .set_read_timeout(Some(Duration::from_millis(1400)))
         .unwrap();
     let mut byte = [0];
     while byte != *b"\n" {
@@ -229,7 +229,11 @@ fn other_ports_and_limits_leave_the_rules_and_running_flows_alone() {
         &mut network,
         &with(r#","publish":["8080:80","8082:80"],"bandwidth":{"upload":"90mbit"}"#),
     );
-    assert_eq!(network.record(), before, "the same rules");
+    assert_eq!(
+        network.record().generation,
+        before.generation,
+        "the same rules"
+    );
     assert!(alive(&mut out) && alive(&mut kept));
     assert!(!alive(&mut closed), "cut with its port");
     assert!(alive(&mut reach(8082)));

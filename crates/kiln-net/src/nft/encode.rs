@@ -4,7 +4,7 @@ use super::expression::{expressions, verdict};
 use super::{acknowledged, begin, end, header, kind};
 use crate::netlink::{APPEND, Attributes, Batch, CREATE, EXCL};
 use crate::ruleset::{
-    Chain, Change, Data, Element, HookKind, Rule, Set, SetKind, TableFamily, Transaction,
+    Chain, Change, Data, Element, Field, HookKind, Rule, Set, SetKind, TableFamily, Transaction,
 };
 
 const NEW_TABLE: u16 = 0;
@@ -138,6 +138,7 @@ impl Encoder<'_> {
                 }
             });
             a.be32(10, id);
+            a.bytes(13, &byte_order(set));
         });
     }
 
@@ -217,6 +218,23 @@ fn set_shape(kind: SetKind) -> (u32, Option<(u32, u32)>) {
         SetKind::MarkMap => (SET_MAP, Some((MARK_TYPE, 4))),
         SetKind::VerdictMap => (SET_MAP, Some((VERDICT_TYPE, 0))),
     }
+}
+
+/// What `nft` wants to know to print a set: whose keys and data are numbers of the host's order.
+fn byte_order(set: &Set) -> Vec<u8> {
+    const KEY: u8 = 0;
+    const DATA: u8 = 1;
+    const HOST: u32 = 1;
+    let note = |what: u8| [&[what, 4][..], &HOST.to_ne_bytes()].concat();
+    let by_name = matches!(
+        set.key[..],
+        [Field::InputInterface | Field::OutputInterface]
+    );
+    let mut notes = if by_name { note(KEY) } else { Vec::new() };
+    if set.kind == SetKind::MarkMap {
+        notes.extend(note(DATA));
+    }
+    notes
 }
 
 fn element(list: &mut Attributes<'_>, element: &Element) {

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
 
-/// Long enough for a loaded machine, short enough for dozens of refusals.
-pub const PATIENCE: Duration = Duration::from_millis(700);
+/// Long enough for one lost packet (TCP asks again after a second), short enough for dozens of
+/// refusals.
+pub const PATIENCE: Duration = Duration::from_millis(1400);
+/// What nobody repeats is asked twice.
+const ATTEMPTS: u32 = 2;
 
 /// Whether a TCP server answers; its banner is the address it sees.
 pub fn tcp(to: SocketAddr) -> Option<Ipv4Addr> {
@@ -21,17 +24,18 @@ pub fn tcp(to: SocketAddr) -> Option<Ipv4Addr> {
 /// Whether a UDP server echoes.
 pub fn udp(to: SocketAddr) -> bool {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE / ATTEMPTS)).unwrap();
     socket.connect(to).unwrap();
-    if socket.send(b"probe").is_err() {
-        return false;
-    }
-    let mut buffer = [0; 64];
-    matches!(socket.recv(&mut buffer), Ok(5))
+    let ask = || socket.send(b"probe").is_ok() && matches!(socket.recv(&mut [0; 64]), Ok(5));
+    (0..ATTEMPTS).any(|_| ask())
 }
 
 /// Whether an echo request is answered.
 pub fn icmp(to: Ipv4Addr) -> bool {
+    (0..ATTEMPTS).any(|_| ping(to))
+}
+
+fn ping(to: Ipv4Addr) -> bool {
     let Ok(socket) = rustix::net::socket_with(
         AddressFamily::INET,
         SocketType::RAW,
@@ -40,7 +44,8 @@ pub fn icmp(to: Ipv4Addr) -> bool {
     ) else {
         return false;
     };
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE / ATTEMPTS))
+        .unwrap();
     // Type 8, code 0, checksum of the fixed bytes, id and sequence.
     let mut request = [8, 0, 0, 0, 0x4b, 0x4e, 0, 1];
     let sum: u32 = request
@@ -59,7 +64,7 @@ pub fn icmp(to: Ipv4Addr) -> bool {
     {
         return false;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE / ATTEMPTS;
     let mut buffer = [0; 256];
     while Instant::now() < deadline {
         let Ok((_, length)) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty())
