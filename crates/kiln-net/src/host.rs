@@ -120,10 +120,8 @@ impl HostNetwork {
             dns_port: DNS_PORT,
             verify_port: hosts::PORT,
         };
-        let bridges = load_tables(&mut nft, &identity, &base)?;
-        let mut steps = Steps::new();
-        steps.add_address(LOOPBACK, gateway, 32);
-        links.run(steps)?;
+        let (_, bridges) = load_tables(&mut nft, &identity, &base)?;
+        put_gateway(&mut links, gateway)?;
         let gate = Arc::new(Gate::new(identity.table().to_owned(), gateway, dns)?);
         let shared = Shared {
             identity,
@@ -139,6 +137,19 @@ impl HostNetwork {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// Restore the tables and the gateway's address if somebody removed them (a restart of
+    /// `nftables.service` flushes everybody's tables); whether that was needed. Afterwards each
+    /// network has to be restored too: [`crate::Network::ensure`]. Until then sandboxes are closed.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn ensure(&self) -> Result<bool, HostError> {
+        let shared = &self.shared;
+        put_gateway(&mut shared.links(), shared.base.gateway)?;
+        let (loaded, _) = load_tables(&mut shared.nft(), &shared.identity, &shared.base)?;
+        Ok(loaded)
     }
 
     /// The addresses that sandboxes get; store it, and give it to the next [`Self::open`].
@@ -381,32 +392,39 @@ fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkEr
     Ok(all)
 }
 
-/// Load both tables; whether the one for bridges could be loaded.
-fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<bool, HostError> {
+fn put_gateway(links: &mut Links, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
+    let mut steps = Steps::new();
+    steps.add_address(LOOPBACK, gateway, 32);
+    links.run(steps)
+}
+
+/// Load both tables; whether one was missing, and whether there can be one for bridges.
+fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(bool, bool), HostError> {
     let claim = |transaction: &Transaction| {
         let version = stable_hash(&[transaction.to_string().as_bytes()]);
         format!("{} {version:016x} {}", identity.tag(), base.pool)
     };
     let comment = claim(&base.load(String::new()));
-    load_table(nft, identity, &comment, &base.load(comment.clone()))?;
+    let loaded = load_table(nft, identity, &comment, &base.load(comment.clone()))?;
     let bridge = |comment| bridge::load(identity.table(), &identity.tap_prefix(), comment);
     let comment = claim(&bridge(String::new()));
     match load_table(nft, identity, &comment, &bridge(comment.clone())) {
         Err(HostError::Netlink(error)) if is_unsupported(&error) => {
             tracing::warn!("this kernel has no nftables for bridges: there are no bridge networks");
-            Ok(false)
+            Ok((loaded, false))
         }
-        loaded => loaded.map(|()| true),
+        bridge => bridge.map(|bridge| (loaded || bridge, true)),
     }
 }
 
-/// Load a table unless the very same is there; refuse to replace one that is not ours.
+/// Load a table unless the very same is there; refuse to replace one that is not ours. Whether it
+/// was loaded.
 fn load_table(
     nft: &mut Nft,
     identity: &Identity,
     comment: &str,
     transaction: &Transaction,
-) -> Result<(), HostError> {
+) -> Result<bool, HostError> {
     let found = nft
         .tables(transaction.family)?
         .into_iter()
@@ -423,10 +441,11 @@ fn load_table(
             });
         }
         if info.comment.as_deref() == Some(comment) {
-            return Ok(());
+            return Ok(false);
         }
     }
-    Ok(nft.apply(transaction)?)
+    nft.apply(transaction)?;
+    Ok(true)
 }
 
 fn is_unsupported(error: &NetlinkError) -> bool {

@@ -499,3 +499,40 @@ fn a_policy_that_was_stored_but_not_applied_is_applied_when_adopting() {
     assert!(limits.contains("50Mbit"), "{limits}");
     adopted.close().unwrap();
 }
+
+#[test]
+fn rules_come_back_after_somebody_flushed_them_all() {
+    if !privileged("flushed") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut network = lab.network(1, CUSTOM);
+    let guest = lab.guest(&network);
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    let mut ensure = || {
+        let ensured = || (lab.kiln.ensure().unwrap(), network.ensure().unwrap());
+        lab.host.run(ensured).unwrap()
+    };
+    assert_eq!(ensure(), (false, false), "all is there");
+    lab.host_sh("nft flush ruleset; ip address flush dev lo");
+    assert_eq!(ensure(), (true, true));
+    assert_eq!(ensure(), (false, false));
+    guest.run(|| {
+        assert!(probe::tcp(at(OTHER, 80)).is_some());
+        assert_eq!(probe::tcp(at(THIRD, 80)), None);
+    });
+    let published = || {
+        lab.internet
+            .run(|| probe::tcp(at(HOST, 8080)))
+            .unwrap()
+            .is_some()
+    };
+    assert!(published());
+    lab.host_sh("nft flush map inet kiln pub");
+    assert_eq!(
+        (ensure(), published()),
+        ((false, true), true),
+        "one element is enough"
+    );
+    network.close().unwrap();
+}

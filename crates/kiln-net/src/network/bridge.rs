@@ -183,6 +183,15 @@ impl BridgeNetwork {
         Ok(self.rules.exchange(policy, published)?)
     }
 
+    /// As [`super::Network::ensure`], with the pins of all members.
+    ///
+    /// # Errors
+    /// [`BridgeError`].
+    pub fn ensure(&mut self) -> Result<bool, BridgeError> {
+        self.pin_known()?;
+        Ok(self.rules.ensure()?)
+    }
+
     /// Take everything down, members too. Does not stop at the first failure.
     ///
     /// # Errors

@@ -181,10 +181,7 @@ impl Network {
         steps.route_localnet(index, true);
         steps.up(index);
         steps.add_neighbour(index, self.address, peer_mac);
-        steps.add_route(&Route {
-            source: Some(self.rules.host.base.gateway),
-            ..Route::to(Cidr::host(self.address), index)
-        });
+        steps.add_route(&route(&self.rules.host, self.address, index));
         Ok(links.run(steps)?)
     }
 
@@ -249,6 +246,30 @@ pub(super) fn limit(steps: &mut Steps, wanted: Bandwidth, before: Bandwidth) {
             _ => {}
         }
     }
+}
+
+/// The host's way to a sandbox.
+fn route(host: &Shared, address: Ipv4Addr, link: u32) -> Route {
+    Route {
+        source: Some(host.base.gateway),
+        ..Route::to(Cidr::host(address), link)
+    }
+}
+
+/// A flush of the gateway's address takes the routes with it that use it.
+pub(super) fn ensure_route(
+    host: &Shared,
+    interface: &InterfaceName,
+    address: Ipv4Addr,
+) -> Result<(), NetworkError> {
+    let mut links = host.links();
+    let Some(link) = links.link(interface.as_str())? else {
+        let interface = interface.clone();
+        return Err(NetworkError::Gone { interface });
+    };
+    let mut steps = Steps::new();
+    steps.ensure_route(&route(host, address, link.index));
+    Ok(links.run(steps)?)
 }
 
 /// Free the sandbox's address at once. The veth itself goes with its namespace: deleting it here

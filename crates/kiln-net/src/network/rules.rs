@@ -69,16 +69,38 @@ impl Rules {
         Ok(true)
     }
 
+    /// Bring back what somebody removed; whether that was needed.
+    pub(super) fn ensure(&mut self) -> Result<bool, NetworkError> {
+        let Some(entry) = &self.entry else {
+            return Ok(false);
+        };
+        if recover::is_in_force(&self.host, &self.subject, entry)? {
+            return Ok(false);
+        }
+        self.restore()?;
+        Ok(true)
+    }
+
     /// Put the policy in the place of whatever there is, as a generation of its own, so that all
     /// flows are judged again.
     fn restore(&mut self) -> Result<(), NetworkError> {
         let found = recover::generation(&self.host, &self.subject.interface)?;
-        self.subject.generation = next_generation(found.unwrap_or(self.subject.generation));
-        let entry = Entry::compile(&self.subject, &self.policy, &[]);
+        let generation = next_generation(found.unwrap_or(self.subject.generation));
+        let subscriber = self.subscriber.clone();
+        let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
+        let grants = subscription
+            .as_ref()
+            .map(|s| s.grants_under(&self.policy))
+            .unwrap_or_default();
+        self.subject.generation = generation;
+        let entry = Entry::compile(&self.subject, &self.policy, &grants);
         let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
         changes.extend(entry.add());
         self.host.apply(changes)?;
         self.entry = Some(entry);
+        if let Some(subscription) = &mut subscription {
+            subscription.generation = generation;
+        }
         let permitted = |flow: &Flow| {
             let judged = self
                 .policy

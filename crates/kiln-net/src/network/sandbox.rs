@@ -191,6 +191,20 @@ impl Network {
         outcome
     }
 
+    /// Bring rules and route back if somebody removed them; whether rules were missing, and then
+    /// the record has changed. Call [`HostNetwork::ensure`] first.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn ensure(&mut self) -> Result<bool, NetworkError> {
+        create::ensure_route(
+            &self.rules.host,
+            &self.rules.subject.interface,
+            self.address,
+        )?;
+        self.rules.ensure()
+    }
+
     /// Take everything down. Does not stop at the first failure.
     ///
     /// # Errors
