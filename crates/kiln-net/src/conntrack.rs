@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::netlink::{ACK, Batch, DUMP, Family, NetlinkError, Socket, attributes};
 
+const UPDATE: u16 = 1 << 8;
 const GET: u16 = (1 << 8) | 1;
 const DELETE: u16 = (1 << 8) | 2;
 const IPV4_HEADER: [u8; 4] = [2, 0, 0, 0];
@@ -86,6 +87,18 @@ impl Conntrack {
             takes_part && flow.mark & mask == mark
         });
         Ok(flows)
+    }
+
+    /// Give flows another mark.
+    pub(crate) fn mark(&mut self, flows: &[Flow], mark: u32) -> Result<(), NetlinkError> {
+        let mut batch = Batch::new();
+        for flow in flows {
+            batch.message("mark a tracked flow", UPDATE, ACK, &IPV4_HEADER, |a| {
+                a.bytes(1 | NESTED, &flow.original).be32(8, mark);
+            });
+            batch.tolerate(Errno::NOENT);
+        }
+        self.socket.execute(batch)
     }
 
     /// Forget flows: their next packet is judged as a new one.

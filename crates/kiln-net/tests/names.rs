@@ -387,6 +387,32 @@ fn addresses_close_when_their_time_is_over_but_running_flows_go_on() {
 }
 
 #[test]
+fn a_flow_to_a_name_outlives_its_ttl_and_an_update_that_allows_the_name() {
+    if !privileged("expired_flow") {
+        return;
+    }
+    let (lab, _upstream, _serving) = lab(Duration::ZERO);
+    let mut network = lab.network(1, DOMAINS);
+    let guest = lab.guest(&network);
+    let mut stream = guest.run(|| {
+        assert_eq!(ask("allowed.example."), Ok(vec![OTHER]));
+        speak(at(OTHER, 80), b"hi").unwrap()
+    });
+    // The TTL is 5 seconds; the kernel counts by itself.
+    thread::sleep(Duration::from_secs(6));
+    let mut alive = || stream.write_all(b"ping").is_ok() && stream.read_exact(&mut [0; 4]).is_ok();
+    lab.update(&mut network, r#"{"allowed_domains":["allowed.example"]}"#);
+    assert!(alive(), "the name is still allowed");
+    assert_eq!(
+        guest.run(|| probe::tcp(at(OTHER, 80))),
+        None,
+        "for a new flow it is over"
+    );
+    lab.update(&mut network, r#"{"allowed_domains":["*.good.example"]}"#);
+    assert!(!alive(), "the name is no longer allowed");
+}
+
+#[test]
 fn a_closed_sandbox_has_no_names_and_an_open_one_all() {
     if !privileged("closed_names") {
         return;

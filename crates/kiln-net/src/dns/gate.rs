@@ -1,6 +1,6 @@
 //! Who may ask what, and which addresses stay open for how long.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use crate::ruleset::{Change, TableFamily, Transaction};
 const CONCURRENT_QUESTIONS: usize = 64;
 /// Connections of one sandbox that are checked by name at a time.
 const CONCURRENT_CONNECTIONS: usize = 512;
+/// Addresses of one name that are remembered beyond their time.
+const MAX_ADDRESSES_OF_A_NAME: usize = 256;
 /// Names of one sandbox whose addresses are remembered.
 const MAX_NAMES: usize = 4096;
 
@@ -116,6 +118,28 @@ impl Subscription {
         grants
     }
 
+    /// Clause and address of everything that names led to under another policy, whether its time
+    /// is over or not.
+    pub(crate) fn ever_led_to(&self, policy: &Policy) -> BTreeSet<(usize, Ipv4Addr)> {
+        let mut all = BTreeSet::new();
+        for (name, addresses) in &self.granted {
+            if let NameVerdict::Resolve { clauses } = policy.judge_name(name) {
+                let pairs = |clause: usize| addresses.keys().map(move |address| (clause, *address));
+                all.extend(clauses.into_iter().flat_map(pairs));
+            }
+        }
+        all
+    }
+
+    /// Whether the name's answer is still good.
+    pub(crate) fn is_current(&self, name: &DomainName, address: Ipv4Addr) -> bool {
+        let until = self
+            .granted
+            .get(name)
+            .and_then(|addresses| addresses.get(&address));
+        until.is_some_and(|until| *until > Instant::now())
+    }
+
     fn remember(&mut self, name: &DomainName, addresses: &[Ipv4Addr], until: Instant) {
         let now = Instant::now();
         if self.granted.len() >= MAX_NAMES {
@@ -124,7 +148,10 @@ impl Subscription {
         }
         if self.granted.len() < MAX_NAMES {
             let known = self.granted.entry(name.clone()).or_default();
-            known.retain(|_, until| *until > now);
+            // Running flows may still go to addresses whose time is over.
+            if known.len() >= MAX_ADDRESSES_OF_A_NAME {
+                known.retain(|_, until| *until > now);
+            }
             known.extend(addresses.iter().map(|address| (*address, until)));
         }
     }

@@ -53,6 +53,12 @@ struct Passage {
 }
 
 impl Passage {
+    fn is_current(&self, name: &DomainName) -> bool {
+        self.subscriber
+            .upgrade()
+            .is_some_and(|subscriber| subscriber.lock().is_current(name, *self.to.ip()))
+    }
+
     /// Whether the policy of this moment lets it through.
     fn is_open(&self) -> bool {
         self.subscriber
@@ -87,8 +93,9 @@ async fn converse(gate: &Gate, mut guest: TcpStream, peer: SocketAddr) -> io::Re
         let Some((name, limit)) = timeout(HEAD_TIMEOUT, read).await?? else {
             return Ok(());
         };
+        let current = passage.is_current(&name);
         (passage.name, budget) = (Some(name), limit);
-        if !passage.is_open() {
+        if !current || !passage.is_open() {
             return Ok(());
         }
     }

@@ -5,22 +5,48 @@ use std::net::Ipv4Addr;
 use crate::conntrack::Flow;
 use crate::policy::PublishedPort;
 
-/// The flows that must be forgotten: those begun by one of `sources` that `permitted` does not let
-/// out, and those let in by a door that is no longer `published`.
-pub(crate) fn newly_denied(
+/// What becomes of a flow that a sandbox began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The rules let it go on.
+    Stays,
+    /// It may go on, but the rules do not know it: its name's time is over.
+    StaysMarked,
+    /// It is cut.
+    Ends,
+}
+
+/// Flows that need something done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sorted {
+    pub(crate) mark: Vec<Flow>,
+    pub(crate) forget: Vec<Flow>,
+}
+
+/// Sort flows: those begun by one of `sources` as `fate` says, and those that were let in by
+/// whether their door is still `published`.
+pub(crate) fn sort(
     flows: Vec<Flow>,
     sources: &[Ipv4Addr],
-    permitted: impl Fn(&Flow) -> bool,
+    fate: impl Fn(&Flow) -> Fate,
     published: &[(PublishedPort, Ipv4Addr)],
-) -> Vec<Flow> {
-    let stays = |flow: &Flow| {
-        if sources.contains(&flow.from) {
-            permitted(flow)
+) -> Sorted {
+    let mut sorted = Sorted::default();
+    for flow in flows {
+        let fate = if sources.contains(&flow.from) {
+            fate(&flow)
+        } else if published.iter().any(|entry| leads_to(entry, &flow)) {
+            Fate::Stays
         } else {
-            published.iter().any(|entry| leads_to(entry, flow))
+            Fate::Ends
+        };
+        match fate {
+            Fate::Stays => {}
+            Fate::StaysMarked => sorted.mark.push(flow),
+            Fate::Ends => sorted.forget.push(flow),
         }
-    };
-    flows.into_iter().filter(|flow| !stays(flow)).collect()
+    }
+    sorted
 }
 
 fn leads_to((port, guest): &(PublishedPort, Ipv4Addr), flow: &Flow) -> bool {

@@ -1,10 +1,11 @@
 //! What the host's table, the resolver and the host's ports hold for one interface, sandbox or
 //! bridge alike.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::flows::newly_denied;
+use super::flows::{self, Fate};
 use super::reserve::Reservation;
 use super::sandbox::NetworkError;
 use crate::conntrack::Flow;
@@ -101,13 +102,12 @@ impl Rules {
         if let Some(subscription) = &mut subscription {
             subscription.generation = generation;
         }
-        let permitted = |flow: &Flow| {
-            let judged = self
-                .policy
-                .judge(flow.to, flow.protocol, flow.port, |_, _| false);
-            judged == Action::Allow
-        };
-        Ok(self.cut_denied(&self.subject, permitted)?)
+        let led_to = subscription
+            .as_ref()
+            .map(|s| s.ever_led_to(&self.policy))
+            .unwrap_or_default();
+        let fate = |flow: &Flow| fate(flow, &self.policy, &grants, &led_to);
+        Ok(self.cut_denied(&self.subject, fate)?)
     }
 
     /// Let the resolver answer.
@@ -170,17 +170,17 @@ impl Rules {
         let old = self.entry.as_ref();
         self.host
             .apply(old.map_or_else(|| entry.add(), |old| changes(old, &entry)))?;
-        let permitted = |flow: &Flow| {
-            let resolved = |clause, address| {
-                let stands_for = |grant: &Grant| (grant.clause, grant.address) == (clause, address);
-                grants.iter().any(stands_for)
-            };
-            same || policy.judge(flow.to, flow.protocol, flow.port, resolved) == Action::Allow
-        };
+        let led_to = subscription
+            .as_ref()
+            .map(|s| s.ever_led_to(&policy))
+            .unwrap_or_default();
         let cut = if same && !self.closes_a_port(&next) {
             Ok(())
         } else {
-            self.cut_denied(&next, permitted)
+            self.cut_denied(&next, |flow| match same {
+                true => Fate::Stays,
+                false => fate(flow, &policy, &grants, &led_to),
+            })
         };
         if let Err(error) = cut {
             if let Some(old) = &self.entry {
@@ -261,15 +261,12 @@ impl Rules {
         !self.subject.published.iter().all(stays)
     }
 
-    fn cut_denied(
-        &self,
-        next: &Subject,
-        permitted: impl Fn(&Flow) -> bool,
-    ) -> Result<(), NetlinkError> {
+    fn cut_denied(&self, next: &Subject, fate: impl Fn(&Flow) -> Fate) -> Result<(), NetlinkError> {
         let mut conntrack = self.host.conntrack();
         let flows = conntrack.flows(self.marks(), MARK_MASK, &next.sources)?;
-        let denied = newly_denied(flows, &next.sources, permitted, &next.published);
-        conntrack.forget(&denied)
+        let sorted = flows::sort(flows, &next.sources, fate, &next.published);
+        conntrack.forget(&sorted.forget)?;
+        conntrack.mark(&sorted.mark, next.mark())
     }
 
     fn forget_flows(&self, sources: &[Ipv4Addr]) -> Result<(), NetlinkError> {
@@ -351,6 +348,30 @@ impl Rules {
             }
         }
         Ok(self.host.open_ways(&addresses)?)
+    }
+}
+
+/// What a policy says of a running flow, given the addresses that names open now, and those that
+/// they ever led to.
+fn fate(
+    flow: &Flow,
+    policy: &Policy,
+    grants: &[Grant],
+    led_to: &BTreeSet<(usize, Ipv4Addr)>,
+) -> Fate {
+    let judge = |resolved: &dyn Fn(usize, Ipv4Addr) -> bool| {
+        policy.judge(flow.to, flow.protocol, flow.port, resolved) == Action::Allow
+    };
+    let now = |clause, address| {
+        let stands_for = |grant: &Grant| (grant.clause, grant.address) == (clause, address);
+        grants.iter().any(stands_for)
+    };
+    if judge(&now) {
+        Fate::Stays
+    } else if judge(&|clause, address| led_to.contains(&(clause, address))) {
+        Fate::StaysMarked
+    } else {
+        Fate::Ends
     }
 }
 
