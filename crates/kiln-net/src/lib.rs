@@ -62,6 +62,7 @@
 //! # Ok(()) }
 //! ```
 
+mod codes;
 mod conntrack;
 pub mod dns;
 mod host;
