@@ -11,20 +11,15 @@ use crate::conntrack::Conntrack;
 use crate::dns::{DnsOptions, Gate};
 use crate::hosts;
 use crate::identity::Identity;
-use crate::link::{Links, RouteInfo, Steps};
+use crate::link::{Links, Steps};
 use crate::netlink::NetlinkError;
 use crate::nft::Nft;
 use crate::policy::{NEVER, PRIVATE};
+use crate::pool;
 use crate::ruleset::base::Base;
-use crate::ruleset::{TableFamily, Transaction, bridge};
-use crate::subnet::{Cidr, stable_hash};
-
-/// Where sandboxes' addresses come from, in the order they are tried.
-pub const POOLS: [Cidr; 3] = [
-    Cidr::of(Ipv4Addr::new(198, 18, 0, 0), 16),
-    Cidr::of(Ipv4Addr::new(100, 96, 0, 0), 11),
-    Cidr::of(Ipv4Addr::new(10, 213, 0, 0), 16),
-];
+use crate::ruleset::{TableFamily, Transaction};
+use crate::subnet::Cidr;
+use crate::tables;
 
 /// The first part of the pool is kept for the gateway.
 const FIRST_SLOT: u32 = 256;
@@ -39,7 +34,7 @@ pub(crate) const DEFAULT_MTU: u32 = 1500;
 pub struct HostOptions {
     /// Whose networks these are.
     pub identity: Identity,
-    /// The pool chosen before, if any; else the first of [`POOLS`] that is free.
+    /// The pool chosen before, if any; else the first of [`crate::POOLS`] that is free.
     pub pool: Option<Cidr>,
     /// How names are resolved on behalf of the guests.
     pub dns: DnsOptions,
@@ -110,7 +105,7 @@ impl HostNetwork {
             dns,
         } = options;
         let (mut links, mut nft) = (Links::open()?, Nft::open()?);
-        let pool = choose_pool(&mut links, &mut nft, &identity, pool)?;
+        let pool = pool::choose(&mut links, &mut nft, &identity, pool)?;
         let gateway = Ipv4Addr::from_bits(pool.network().to_bits() + 1);
         let base = Base {
             table: identity.table().to_owned(),
@@ -120,7 +115,7 @@ impl HostNetwork {
             dns_port: DNS_PORT,
             verify_port: hosts::PORT,
         };
-        let (_, bridges) = load_tables(&mut nft, &identity, &base)?;
+        let (_, bridges) = tables::load(&mut nft, &identity, &base)?;
         put_gateway(&mut links, gateway)?;
         let gate = Arc::new(Gate::new(identity.table().to_owned(), gateway, dns)?);
         let shared = Shared {
@@ -148,7 +143,7 @@ impl HostNetwork {
     pub fn ensure(&self) -> Result<bool, HostError> {
         let shared = &self.shared;
         put_gateway(&mut shared.links(), shared.base.gateway)?;
-        let (loaded, _) = load_tables(&mut shared.nft(), &shared.identity, &shared.base)?;
+        let (loaded, _) = tables::load(&mut shared.nft(), &shared.identity, &shared.base)?;
         Ok(loaded)
     }
 
@@ -253,7 +248,7 @@ impl Shared {
 
     /// Every network that this host has a route or an address in.
     pub(crate) fn networks_in_use(&self) -> Result<Vec<Cidr>, NetlinkError> {
-        taken(&mut self.links(), &BTreeSet::new())
+        pool::taken(&mut self.links(), &BTreeSet::new())
     }
 
     /// As many as the pool has addresses for.
@@ -304,156 +299,10 @@ impl Shared {
     }
 }
 
-fn choose_pool(
-    links: &mut Links,
-    nft: &mut Nft,
-    identity: &Identity,
-    wanted: Option<Cidr>,
-) -> Result<Cidr, HostError> {
-    if let Some(pool) = wanted.filter(|pool| pool.prefix() > 22 || pool.prefix() == 0) {
-        return Err(HostError::PoolTooSmall { pool });
-    }
-    let ours: BTreeSet<u32> = links
-        .links()?
-        .into_iter()
-        .filter(|link| identity.owns(&link.name, link.alias.as_deref()))
-        .map(|link| link.index)
-        .collect();
-    let taken = taken(links, &ours)?;
-    let (earlier, claimed) = claims(nft, identity)?;
-    let candidates = wanted
-        .or(earlier)
-        .map_or_else(|| POOLS.to_vec(), |pool| vec![pool]);
-    let taken = [taken, claimed].concat();
-    first_free(&candidates, &taken).map_err(|(pool, taken)| HostError::PoolTaken { pool, taken })
-}
-
-/// The pool that this data directory chose before, and those of other ones: their tables say so.
-fn claims(nft: &mut Nft, identity: &Identity) -> Result<(Option<Cidr>, Vec<Cidr>), NetlinkError> {
-    let (mut earlier, mut others) = (None, Vec::new());
-    for info in nft.tables(TableFamily::Inet)? {
-        let Some(claim) = info.comment.as_deref().and_then(Claim::read) else {
-            continue;
-        };
-        if claim.tag == identity.tag() {
-            earlier = Some(claim.pool);
-        } else {
-            others.push(claim.pool);
-        }
-    }
-    Ok((earlier, others))
-}
-
-/// What the comment of a table of ours says: whose, of which text, with which pool.
-struct Claim<'a> {
-    tag: &'a str,
-    pool: Cidr,
-}
-
-impl<'a> Claim<'a> {
-    fn read(comment: &'a str) -> Option<Self> {
-        let mut words = comment.split(' ');
-        let tag = words.next().filter(|tag| tag.starts_with("kiln:"))?;
-        let pool = words.nth(1)?.parse().ok()?;
-        Some(Self { tag, pool })
-    }
-}
-
-/// The first pool that overlaps nothing; else what the last one overlapped.
-fn first_free(pools: &[Cidr], taken: &[Cidr]) -> Result<Cidr, (Cidr, Cidr)> {
-    let mut clash = (Cidr::ALL, Cidr::ALL);
-    for pool in pools {
-        match taken.iter().find(|cidr| cidr.overlaps(*pool)) {
-            None => return Ok(*pool),
-            Some(cidr) => clash = (*pool, *cidr),
-        }
-    }
-    Err(clash)
-}
-
-/// Networks that this host uses for other things: all routes but default ones and ours.
-fn taken(links: &mut Links, ours: &BTreeSet<u32>) -> Result<Vec<Cidr>, NetlinkError> {
-    let foreign = |route: &RouteInfo| {
-        let by_us = route.link.is_some_and(|link| ours.contains(&link));
-        !by_us && !route.local && route.destination.prefix() > 0
-    };
-    let routes = links
-        .routes()?
-        .into_iter()
-        .filter(foreign)
-        .map(|route| route.destination);
-    let mut all: Vec<Cidr> = routes.collect();
-    let addresses = links.addresses()?;
-    // The gateway's own address on loopback, from an earlier run, is not a clash.
-    let foreign = addresses
-        .iter()
-        .filter(|a| a.index != LOOPBACK && !ours.contains(&a.index));
-    all.extend(foreign.map(|a| Cidr::of(a.address, a.prefix)));
-    Ok(all)
-}
-
 fn put_gateway(links: &mut Links, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
     let mut steps = Steps::new();
     steps.add_address(LOOPBACK, gateway, 32);
     links.run(steps)
-}
-
-/// Load both tables; whether one was missing, and whether there can be one for bridges.
-fn load_tables(nft: &mut Nft, identity: &Identity, base: &Base) -> Result<(bool, bool), HostError> {
-    let claim = |transaction: &Transaction| {
-        let version = stable_hash(&[transaction.to_string().as_bytes()]);
-        format!("{} {version:016x} {}", identity.tag(), base.pool)
-    };
-    let comment = claim(&base.load(String::new()));
-    let loaded = load_table(nft, identity, &comment, &base.load(comment.clone()))?;
-    let bridge = |comment| bridge::load(identity.table(), &identity.tap_prefix(), comment);
-    let comment = claim(&bridge(String::new()));
-    match load_table(nft, identity, &comment, &bridge(comment.clone())) {
-        Err(HostError::Netlink(error)) if is_unsupported(&error) => {
-            tracing::warn!("this kernel has no nftables for bridges: there are no bridge networks");
-            Ok((loaded, false))
-        }
-        bridge => bridge.map(|bridge| (loaded || bridge, true)),
-    }
-}
-
-/// Load a table unless the very same is there; refuse to replace one that is not ours. Whether it
-/// was loaded.
-fn load_table(
-    nft: &mut Nft,
-    identity: &Identity,
-    comment: &str,
-    transaction: &Transaction,
-) -> Result<bool, HostError> {
-    let found = nft
-        .tables(transaction.family)?
-        .into_iter()
-        .find(|info| info.name == transaction.table);
-    if let Some(info) = found {
-        let theirs = info
-            .comment
-            .as_deref()
-            .and_then(|text| text.split(' ').next());
-        if theirs != Some(identity.tag()) {
-            return Err(HostError::TableTaken {
-                table: info.name,
-                comment: info.comment,
-            });
-        }
-        if info.comment.as_deref() == Some(comment) {
-            return Ok(false);
-        }
-    }
-    nft.apply(transaction)?;
-    Ok(true)
-}
-
-fn is_unsupported(error: &NetlinkError) -> bool {
-    use rustix::io::Errno;
-    matches!(
-        error.errno(),
-        Some(Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT)
-    )
 }
 
 /// Whether an address may be reached only if a policy names its network.

@@ -77,14 +77,16 @@ mod network;
 mod nft;
 mod obstacles;
 pub mod policy;
+mod pool;
 mod recover;
 mod ruleset;
 pub mod subnet;
+mod tables;
 mod tap;
 pub mod verify;
 pub mod wireguard;
 
-pub use host::{HostError, HostNetwork, HostOptions, POOLS};
+pub use host::{HostError, HostNetwork, HostOptions};
 pub use identity::{Identity, Label};
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
@@ -93,5 +95,6 @@ pub use network::{
     MemberRecord, MemberSpec, Network, NetworkError, NetworkRecord, NetworkSpec,
 };
 pub use obstacles::Obstacle;
+pub use pool::POOLS;
 pub use recover::Swept;
 pub use tap::TapOwner;

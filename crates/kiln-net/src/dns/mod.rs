@@ -7,11 +7,12 @@
 mod answer;
 mod gate;
 mod serve;
+mod subscription;
 mod upstream;
 
 pub use gate::{DnsOptions, Gate};
-pub(crate) use gate::{Subscriber, Subscription};
 pub use serve::{ServeError, Server};
+pub(crate) use subscription::{Subscriber, Subscription};
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -3,6 +3,7 @@
 //! Knows the messages, not what they are for. Several steps travel in one `send`.
 
 mod read;
+mod shape;
 mod steps;
 
 use rustix::io::Errno;
