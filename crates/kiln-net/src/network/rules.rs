@@ -14,6 +14,7 @@ use crate::host::{Shared, is_private};
 use crate::netlink::NetlinkError;
 use crate::policy::{Action, Destination, Policy, PublishedPort};
 use crate::recover;
+use crate::ruleset::Change;
 use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Grant, Subject};
 
 /// All generations of one slot.
@@ -89,12 +90,9 @@ impl Rules {
         let generation = next_generation(found.unwrap_or(self.subject.generation));
         let subscriber = self.subscriber.clone();
         let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
-        let grants = subscription
-            .as_ref()
-            .map(|s| s.grants_under(&self.policy))
-            .unwrap_or_default();
+        let names = Names::known(subscription.as_deref(), &self.policy);
         self.subject.generation = generation;
-        let entry = Entry::compile(&self.subject, &self.policy, &grants);
+        let entry = Entry::compile(&self.subject, &self.policy, &names.grants);
         let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
         changes.extend(entry.add());
         self.host.apply(changes)?;
@@ -102,11 +100,7 @@ impl Rules {
         if let Some(subscription) = &mut subscription {
             subscription.generation = generation;
         }
-        let led_to = subscription
-            .as_ref()
-            .map(|s| s.ever_led_to(&self.policy))
-            .unwrap_or_default();
-        let fate = |flow: &Flow| fate(flow, &self.policy, &grants, &led_to);
+        let fate = |flow: &Flow| fate(flow, &self.policy, &names);
         Ok(self.cut_denied(&self.subject, fate)?)
     }
 
@@ -146,57 +140,59 @@ impl Rules {
         self.open_ways(&policy)?;
         // Flows go on unjudged where nothing was said about them.
         let same = policy.judges_like(&self.policy);
-        let generation = match self.subject.generation {
-            current if same => current,
-            current => next_generation(current),
-        };
-        let next = Subject {
-            generation,
-            published,
-            ..self.subject.clone()
-        };
+        let next = self.successor(same, published);
         // No question opens an address while the sets are exchanged.
         let subscriber = self.subscriber.clone();
         let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
-        let grants = subscription
-            .as_ref()
-            .map(|s| s.grants_under(&policy))
-            .unwrap_or_default();
-        let entry = Entry::compile(&next, &policy, &grants);
-        let changes = |from: &Entry, to: &Entry| match same {
-            true => from.exchange_elements(to),
-            false => from.replace_with(to),
-        };
-        let old = self.entry.as_ref();
-        self.host
-            .apply(old.map_or_else(|| entry.add(), |old| changes(old, &entry)))?;
-        let led_to = subscription
-            .as_ref()
-            .map(|s| s.ever_led_to(&policy))
-            .unwrap_or_default();
-        let cut = if same && !self.closes_a_port(&next) {
-            Ok(())
-        } else {
-            self.cut_denied(&next, |flow| match same {
-                true => Fate::Stays,
-                false => fate(flow, &policy, &grants, &led_to),
-            })
-        };
-        if let Err(error) = cut {
-            if let Some(old) = &self.entry {
-                self.host.apply(changes(&entry, old))?;
-            }
+        let names = Names::known(subscription.as_deref(), &policy);
+        let entry = Entry::compile(&next, &policy, &names.grants);
+        self.host.apply(match &self.entry {
+            Some(old) => exchange_of(same, old, &entry),
+            None => entry.add(),
+        })?;
+        if let Err(error) = self.cut_denied_by(same, &next, &policy, &names) {
+            let names = Names::known(subscription.as_deref(), &self.policy);
+            let old = Entry::compile(&self.subject, &self.policy, &names.grants);
+            self.host.apply(exchange_of(same, &entry, &old))?;
             return Err(error.into());
         }
         if let Some(subscription) = &mut subscription {
             subscription.policy = Arc::clone(&policy);
-            subscription.generation = generation;
+            subscription.generation = next.generation;
         }
         drop(subscription);
         if let Some(subscriber) = &subscriber {
             subscriber.announce();
         }
         (self.entry, self.subject, self.policy) = (Some(entry), next, policy);
+        Ok(())
+    }
+
+    fn successor(&self, same: bool, published: Vec<(PublishedPort, Ipv4Addr)>) -> Subject {
+        let generation = match self.subject.generation {
+            current if same => current,
+            current => next_generation(current),
+        };
+        Subject {
+            generation,
+            published,
+            ..self.subject.clone()
+        }
+    }
+
+    fn cut_denied_by(
+        &self,
+        same: bool,
+        next: &Subject,
+        policy: &Policy,
+        names: &Names,
+    ) -> Result<(), NetlinkError> {
+        if !same {
+            return self.cut_denied(next, |flow| fate(flow, policy, names));
+        }
+        if self.closes_a_port(next) {
+            return self.cut_denied(next, |_| Fate::Stays);
+        }
         Ok(())
     }
 
@@ -351,24 +347,45 @@ impl Rules {
     }
 }
 
-/// What a policy says of a running flow, given the addresses that names open now, and those that
-/// they ever led to.
-fn fate(
-    flow: &Flow,
-    policy: &Policy,
-    grants: &[Grant],
-    led_to: &BTreeSet<(usize, Ipv4Addr)>,
-) -> Fate {
+/// What names have opened, as a policy sees it.
+#[derive(Debug, Default)]
+struct Names {
+    /// The addresses that are open now.
+    grants: Vec<Grant>,
+    /// Those that names ever led to.
+    led_to: BTreeSet<(usize, Ipv4Addr)>,
+}
+
+impl Names {
+    fn known(subscription: Option<&Subscription>, policy: &Policy) -> Self {
+        subscription.map_or_else(Self::default, |subscription| Self {
+            grants: subscription.grants_under(policy),
+            led_to: subscription.ever_led_to(policy),
+        })
+    }
+}
+
+/// Elements alone where the rules stay, else all.
+fn exchange_of(same: bool, from: &Entry, to: &Entry) -> Vec<Change> {
+    if same {
+        from.exchange_elements(to)
+    } else {
+        from.replace_with(to)
+    }
+}
+
+/// What a policy says of a running flow.
+fn fate(flow: &Flow, policy: &Policy, names: &Names) -> Fate {
     let judge = |resolved: &dyn Fn(usize, Ipv4Addr) -> bool| {
         policy.judge(flow.to, flow.protocol, flow.port, resolved) == Action::Allow
     };
     let now = |clause, address| {
         let stands_for = |grant: &Grant| (grant.clause, grant.address) == (clause, address);
-        grants.iter().any(stands_for)
+        names.grants.iter().any(stands_for)
     };
     if judge(&now) {
         Fate::Stays
-    } else if judge(&|clause, address| led_to.contains(&(clause, address))) {
+    } else if judge(&|clause, address| names.led_to.contains(&(clause, address))) {
         Fate::StaysMarked
     } else {
         Fate::Ends
