@@ -24,10 +24,10 @@ const OTHERS: u32 = 500;
 const CYCLES: u32 = 3;
 const ROUNDS: u32 = 15;
 const COMMAND_ROUNDS: u32 = 8;
-const THROUGHPUT_ROUNDS: usize = 14;
+const THROUGHPUT_ROUNDS: usize = 24;
 const UPDATES: u32 = 40;
 const CHUNK_LEN: usize = 256 << 10;
-const TRANSFER: Duration = Duration::from_millis(600);
+const TRANSFER: Duration = Duration::from_millis(400);
 /// The kernel frees what was closed after the call; the next sample should not pay for it.
 const SETTLE: Duration = Duration::from_millis(40);
 const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -80,13 +80,15 @@ fn main() {
     }
     // In turns: what else the machine does slows both alike.
     for cycle in 1..=CYCLES {
-        stand.times(["setup_ms", "teardown_ms"], &mut samples);
-        let others: Vec<Network> = (1..=OTHERS)
-            .map(|slot| stand.network(slot, PLAIN))
-            .collect();
-        stand.times(["setup_500_ms", "teardown_500_ms"], &mut samples);
+        stand.inside(|| stand.times(["setup_ms", "teardown_ms"], &mut samples));
+        let others: Vec<Network> = stand.inside(|| {
+            (1..=OTHERS)
+                .map(|slot| stand.network(slot, PLAIN))
+                .collect()
+        });
+        stand.inside(|| stand.times(["setup_500_ms", "teardown_500_ms"], &mut samples));
         if cycle == CYCLES {
-            stand.updates(&mut samples);
+            stand.inside(|| stand.updates(&mut samples));
             throughput(&Stand::new(), &stand, &mut samples);
         }
         drop(others);
@@ -131,6 +133,7 @@ impl Stand {
         Self { host, server, kiln }
     }
 
+    /// To be called inside the host.
     fn network(&self, slot: u32, policy: &str) -> Network {
         let spec = NetworkSpec {
             label: Label::new("figures"),
@@ -142,11 +145,12 @@ impl Stand {
             policy: checked(policy),
             via: None,
         };
-        let create = || {
-            let record = self.kiln.reserve(slot)?;
-            Network::create(&self.kiln, record, spec)
-        };
-        self.host.run(create).unwrap().unwrap()
+        let record = self.kiln.reserve(slot).unwrap();
+        Network::create(&self.kiln, record, spec).unwrap()
+    }
+
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.host.run(work).unwrap()
     }
 
     fn times(&self, keys: [&'static str; 2], samples: &mut BTreeMap<&str, Vec<f64>>) {
@@ -189,7 +193,7 @@ impl Stand {
         for round in 0..UPDATES {
             let wanted = checked(if round % 2 == 0 { CHANGED } else { POLICY });
             let started = Instant::now();
-            self.host.run(|| network.update(wanted)).unwrap().unwrap();
+            network.update(wanted).unwrap();
             samples.entry("update_ms").or_default().push(ms(started));
         }
         network.close().unwrap();
@@ -228,21 +232,29 @@ impl Stand {
 /// One sandbox's throughput, alone and among many, in turns: a busy machine slows both alike.
 fn throughput(one: &Stand, crowd: &Stand, samples: &mut BTreeMap<&str, Vec<f64>>) {
     let sender = |stand: &Stand, slot| {
-        let network = stand.network(slot, PLAIN);
+        let network = stand.inside(|| stand.network(slot, PLAIN));
         // The namespace itself sends: its own table would stop that, and is the same for all.
         network.namespace().run(|| sh("nft flush ruleset")).unwrap();
         network
     };
     let (alone, among) = (sender(one, 1), sender(crowd, OTHERS + 1));
-    for port in (9000..).take(THROUGHPUT_ROUNDS) {
+    for (round, port) in (9000..).take(THROUGHPUT_ROUNDS).enumerate() {
+        // Neither is always the first.
+        let (first, second) = if round % 2 == 0 {
+            let first = one.mbit(&alone, port);
+            (first, crowd.mbit(&among, port))
+        } else {
+            let second = crowd.mbit(&among, port);
+            (one.mbit(&alone, port), second)
+        };
         samples
             .entry("throughput_one_mbit")
             .or_default()
-            .push(one.mbit(&alone, port));
+            .push(first);
         samples
             .entry("throughput_500_mbit")
             .or_default()
-            .push(crowd.mbit(&among, port));
+            .push(second);
     }
 }
 
