@@ -6,6 +6,7 @@
 mod agent;
 mod bare;
 mod boot;
+mod network;
 mod proc;
 mod report;
 mod stats;
@@ -28,10 +29,13 @@ pub(crate) struct Options {
 enum Subject {
     /// `kiln run -- true` and what it costs.
     Boot(boot::Options),
+    /// A sandbox's network: set-up, tear-down, update, throughput; alone and among 500.
+    Network(network::Options),
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     match &options.subject {
         Subject::Boot(options) => boot::run(options),
+        Subject::Network(options) => network::run(options),
     }
 }

@@ -59,6 +59,8 @@ pub(crate) enum BenchError {
     NoSandbox,
     #[error("`kiln ps --json` does not name the VMM of the sandbox")]
     NoVmm,
+    #[error("the samples cannot be read")]
+    Samples(#[source] serde_json::Error),
     #[error("cannot work in the target directory")]
     Directory(#[source] std::io::Error),
     #[error("bytes did not come through")]
@@ -93,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(report: &Report, json: bool) {
+pub(super) fn show(report: &Report, json: bool) {
     if json {
         println!("{}", report.json());
         report.gaps().for_each(|gap| eprintln!("{gap}"));

@@ -17,7 +17,25 @@ struct Row {
     what: &'static str,
     value: f64,
     spread: String,
-    limit: Option<f64>,
+    limit: Option<Limit>,
+}
+
+/// What a figure is held against.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Limit {
+    fn verdict(self, value: f64) -> String {
+        match self {
+            Self::AtMost(most) if value <= most => format!("within {most}"),
+            Self::AtMost(most) => format!("OVER {most}"),
+            Self::AtLeast(least) if value >= least => format!("above {least}"),
+            Self::AtLeast(least) => format!("UNDER {least}"),
+        }
+    }
 }
 
 impl Report {
@@ -66,10 +84,8 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
         for row in &self.rows {
-            let limit = row.limit.map_or_else(String::new, |limit| {
-                let verdict = if row.value <= limit { "within" } else { "OVER" };
-                format!("{verdict} {limit}")
-            });
+            let limit = row.limit.map(|limit| limit.verdict(row.value));
+            let limit = limit.unwrap_or_default();
             let Row {
                 key,
                 what,
@@ -95,9 +111,24 @@ impl Report {
     }
 }
 
-/// What the figures must not exceed.
-fn limit(key: &str) -> Option<f64> {
+/// What the figures are promised to be.
+fn limit(key: &str) -> Option<Limit> {
+    let least = match key {
+        "setup_speedup" => Some(10.0),
+        "throughput_ratio" => Some(0.95),
+        _ => None,
+    };
+    least
+        .map(Limit::AtLeast)
+        .or_else(|| most(key).map(Limit::AtMost))
+}
+
+fn most(key: &str) -> Option<f64> {
     Some(match key {
+        "setup_ms" => 8.0,
+        "teardown_ms" => 2.0,
+        "scale_ratio" => 1.5,
+        "update_ms" => 5.0,
         "run_ratio" => 1.25,
         "host_ms" => 15.0,
         "daemon_rss_mib" => 20.0,
@@ -137,6 +168,22 @@ mod tests {
                 "SKIPPED: run_ratio: no QEMU",
                 "SKIPPED: exec_ms: no sample was taken"
             ]
+        );
+    }
+
+    #[test]
+    fn the_table_says_what_is_under_its_limit() {
+        let mut report = Report::default();
+        report.single("setup_speedup", "faster", 9.5);
+        report.single("throughput_ratio", "of one", 0.96);
+        let table = report.table();
+        assert!(
+            table.lines().next().unwrap().contains("UNDER 10"),
+            "{table}"
+        );
+        assert!(
+            table.lines().nth(1).unwrap().contains("above 0.95"),
+            "{table}"
         );
     }
 

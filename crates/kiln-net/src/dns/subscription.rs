@@ -1,0 +1,184 @@
+//! One sandbox (or bridge network) as the resolver knows it: what it may ask, what it has learnt.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::policy::{Action, DomainName, NEVER, NameVerdict, Policy, is_special};
+use crate::ruleset::sandbox::Grant;
+
+/// Questions of one sandbox that may be under way at a time.
+const CONCURRENT_QUESTIONS: usize = 64;
+/// Connections of one sandbox that are checked by name at a time.
+const CONCURRENT_CONNECTIONS: usize = 512;
+/// Addresses of one name that are remembered beyond their time.
+const MAX_ADDRESSES_OF_A_NAME: usize = 256;
+/// Names of one sandbox whose addresses are remembered.
+const MAX_NAMES: usize = 4096;
+
+/// One sandbox (or bridge network), as the resolver knows it.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    subscription: Mutex<Subscription>,
+    pub(super) questions: Semaphore,
+    connections: Arc<Semaphore>,
+    changes: watch::Sender<()>,
+}
+
+/// What a subscriber may ask, and what it has learnt.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) slot: u32,
+    pub(crate) generation: u8,
+    /// The address that questions upstream must leave from, to take the sandbox's own way out.
+    pub(crate) ask_from: Option<Ipv4Addr>,
+    granted: HashMap<DomainName, BTreeMap<Ipv4Addr, Instant>>,
+}
+
+impl Subscription {
+    pub(crate) fn new(policy: Arc<Policy>, slot: u32, generation: u8) -> Self {
+        Self {
+            policy,
+            slot,
+            generation,
+            ask_from: None,
+            granted: HashMap::new(),
+        }
+    }
+
+    /// What the names asked so far open under another policy.
+    pub(crate) fn grants_under(&self, policy: &Policy) -> Vec<Grant> {
+        let now = Instant::now();
+        let mut grants = Vec::new();
+        for (name, addresses) in &self.granted {
+            let NameVerdict::Resolve { clauses } = policy.judge_name(name) else {
+                continue;
+            };
+            for (address, until) in addresses.iter().filter(|(_, until)| **until > now) {
+                let timeout_ms = u64::try_from((*until - now).as_millis())
+                    .unwrap_or(u64::MAX)
+                    .max(1);
+                let grant = |clause: &usize| Grant {
+                    clause: *clause,
+                    address: *address,
+                    timeout_ms,
+                };
+                grants.extend(clauses.iter().map(grant));
+            }
+        }
+        // One address may stand behind several names: the longest stay counts.
+        grants.sort_by_key(|grant| {
+            (
+                grant.clause,
+                grant.address,
+                std::cmp::Reverse(grant.timeout_ms),
+            )
+        });
+        grants.dedup_by_key(|grant| (grant.clause, grant.address));
+        grants
+    }
+
+    /// Clause and address of everything that names led to under another policy, whether its time
+    /// is over or not.
+    pub(crate) fn ever_led_to(&self, policy: &Policy) -> BTreeSet<(usize, Ipv4Addr)> {
+        let mut all = BTreeSet::new();
+        for (name, addresses) in &self.granted {
+            if let NameVerdict::Resolve { clauses } = policy.judge_name(name) {
+                let pairs = |clause: usize| addresses.keys().map(move |address| (clause, *address));
+                all.extend(clauses.into_iter().flat_map(pairs));
+            }
+        }
+        all
+    }
+
+    /// Whether the name's answer is still good.
+    pub(crate) fn is_current(&self, name: &DomainName, address: Ipv4Addr) -> bool {
+        let until = self
+            .granted
+            .get(name)
+            .and_then(|addresses| addresses.get(&address));
+        until.is_some_and(|until| *until > Instant::now())
+    }
+
+    pub(super) fn remember(&mut self, name: &DomainName, addresses: &[Ipv4Addr], until: Instant) {
+        let now = Instant::now();
+        if self.granted.len() >= MAX_NAMES {
+            self.granted
+                .retain(|_, addresses| addresses.values().any(|until| *until > now));
+        }
+        if self.granted.len() < MAX_NAMES {
+            let known = self.granted.entry(name.clone()).or_default();
+            // Running flows may still go to addresses whose time is over.
+            if known.len() >= MAX_ADDRESSES_OF_A_NAME {
+                known.retain(|_, until| *until > now);
+            }
+            known.extend(addresses.iter().map(|address| (*address, until)));
+        }
+    }
+
+    /// Whether a web connection may go there: because a rule about addresses says so, or because
+    /// the allowed name that it gives was resolved to this address.
+    pub(crate) fn lets_through(&self, to: SocketAddrV4, name: Option<&DomainName>) -> bool {
+        const TCP: u8 = 6;
+        let (address, port) = (*to.ip(), Some(to.port()));
+        let clauses = match name.map(|name| (name, self.policy.judge_name(name))) {
+            Some((name, NameVerdict::Resolve { clauses })) if self.led_to(name, address) => clauses,
+            Some(_) => return false,
+            None => Vec::new(),
+        };
+        let resolved = |clause: usize, _| clauses.contains(&clause);
+        let never = NEVER.iter().any(|cidr| cidr.contains(address));
+        !never && self.policy.judge(address, TCP, port, resolved) == Action::Allow
+    }
+
+    fn led_to(&self, name: &DomainName, address: Ipv4Addr) -> bool {
+        self.granted
+            .get(name)
+            .is_some_and(|addresses| addresses.contains_key(&address))
+    }
+
+    /// Whether a name may lead to an address.
+    pub(super) fn reachable(&self, address: Ipv4Addr) -> bool {
+        const TCP: u8 = 6;
+        let never = NEVER.iter().any(|cidr| cidr.contains(address));
+        let named = || self.policy.judge(address, TCP, None, |_, _| false) == Action::Allow;
+        !is_special(address) || (!never && named())
+    }
+}
+
+impl Subscriber {
+    pub(crate) fn new(subscription: Subscription) -> Self {
+        Self {
+            subscription: Mutex::new(subscription),
+            questions: Semaphore::new(CONCURRENT_QUESTIONS),
+            connections: Arc::new(Semaphore::new(CONCURRENT_CONNECTIONS)),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    /// Room for checked connections.
+    pub(crate) fn connections(&self) -> &Arc<Semaphore> {
+        &self.connections
+    }
+
+    /// Tells of policies that were exchanged, and of the end.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// The policy was exchanged: who relies on the old one asks again.
+    pub(crate) fn announce(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Exclusive: no question opens an address while a policy is being exchanged.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Subscription> {
+        self.subscription
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
