@@ -6,6 +6,7 @@
 mod agent;
 mod bare;
 mod boot;
+mod image;
 mod proc;
 mod report;
 mod stats;
@@ -27,10 +28,13 @@ pub(crate) struct Options {
 enum Subject {
     /// `kiln run -- true` and what it costs.
     Boot(boot::Options),
+    /// Images from archives, and machines' own disks.
+    Image(image::Options),
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     match &options.subject {
         Subject::Boot(options) => boot::run(options),
+        Subject::Image(options) => Ok(image::run(options)?),
     }
 }
