@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -13,8 +15,8 @@ use crate::limits::{Budget, LimitError};
 #[derive(Debug)]
 pub(crate) struct Spooled {
     pub(crate) file: File,
-    /// SHA-256 of the plain bytes: OCI's diff id.
-    pub(crate) digest: [u8; 32],
+    /// SHA-256 of the plain bytes: OCI's diff id. `None` for a file in place, not yet read.
+    pub(crate) digest: Option<[u8; 32]>,
 }
 
 /// Why a layer could not be spooled.
@@ -45,16 +47,24 @@ pub(crate) fn spool(
     let digest = pump(plain, budget, done, |piece| {
         file.write_all(piece).map_err(SpoolError::Write)
     })?;
-    Ok(Spooled { file, digest })
+    Ok(Spooled {
+        file,
+        digest: Some(digest),
+    })
 }
 
-/// Uses a file in place when it is not compressed, else spools it.
+/// Uses a regular file in place when it is not compressed, and leaves its digest for later; spools
+/// any other.
 pub(crate) fn spool_file(
     mut file: File,
     directory: &Path,
     budget: &Budget,
     done: &dyn Fn(u64),
 ) -> Result<Spooled, SpoolError> {
+    let metadata = file.metadata().map_err(SpoolError::Read)?;
+    if !metadata.is_file() {
+        return spool(file, directory, budget, done);
+    }
     let mut head = Vec::new();
     (&file)
         .take(6)
@@ -64,8 +74,32 @@ pub(crate) fn spool_file(
     if Compression::detect(&head) != Compression::None {
         return spool(file, directory, budget, done);
     }
-    let digest = pump(&file, budget, done, |_| Ok(()))?;
-    Ok(Spooled { file, digest })
+    let limit = budget.limits().layer_bytes;
+    if metadata.len() > limit {
+        return Err(SpoolError::TooLarge(limit));
+    }
+    budget.take_total(metadata.len())?;
+    Ok(Spooled { file, digest: None })
+}
+
+/// SHA-256 of a whole file, which others may read meanwhile; ends early, with an error, once `stop`
+/// is set.
+pub(crate) fn digest_in_place(file: &File, stop: &AtomicBool) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    let mut position = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match file.read_at(&mut buffer, position) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(length) => {
+                hash.update(&buffer[..length]);
+                position += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
 }
 
 /// Reads to the end, counts, hashes and hands on.
