@@ -7,7 +7,7 @@
 //! images/<id>/image.json
 //! memo/<fingerprint>                id of the image that a source gave
 //! templates/                        of scratch disks
-//! locks/                            one per image (by its first two digits), one for tmp/
+//! locks/                            images, sources (by their first two digits), tmp/
 //! tmp/<random>/                     work of a process, locked while it lives
 //! ```
 
@@ -64,7 +64,16 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let fingerprint = source.fingerprint();
-        if let Some(image) = fingerprint.as_deref().and_then(|name| self.recall(name)) {
+        let known = || fingerprint.as_deref().and_then(|name| self.recall(name));
+        if let Some(image) = known() {
+            return Ok(image);
+        }
+        // Whoever else imports the same source waits, and finds what this call made.
+        let _flight = fingerprint
+            .as_deref()
+            .map(|name| self.lock_source(name))
+            .transpose()?;
+        if let Some(image) = known() {
             return Ok(image);
         }
         let budget = Budget::new(limits);
@@ -139,6 +148,13 @@ impl ImageStore {
     /// Excludes other makers and removers of the image until dropped.
     fn lock(&self, id: &ImageId) -> Result<File, ImageError> {
         lock_file(&self.root.join("locks").join(&id.to_string()[..2]))
+    }
+
+    /// Excludes other importers of the source until dropped. Always taken before [`Self::lock`], and
+    /// at another place, so that nobody waits in a circle.
+    fn lock_source(&self, fingerprint: &str) -> Result<File, ImageError> {
+        let name = format!("source-{}", &fingerprint[..2]);
+        lock_file(&self.root.join("locks").join(name))
     }
 
     /// The image with this id.
