@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use error::ImageError;
+pub(crate) use filesystem::identify;
 pub use filesystem::{Filesystem, FilesystemFault};
 
 use crate::clone::clone_file;
