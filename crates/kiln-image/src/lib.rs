@@ -2,6 +2,7 @@
 //! outside. It knows nothing of machines or sandboxes.
 
 mod acl;
+pub mod bundle;
 mod clone;
 mod compressed;
 mod content;
