@@ -152,6 +152,7 @@ fn limit(key: &str) -> Option<Limit> {
         "rss_mib" => AtMost(100.0),
         "pull_ratio" => AtMost(1.3),
         "disk_ms" => AtMost(2.0),
+        "transfer_daemon_mib" | "transfer_client_mib" | "transfer_agent_mib" => AtMost(8.0),
         _ => return None,
     })
 }
