@@ -7,6 +7,7 @@ mod agent;
 mod bare;
 mod boot;
 mod network;
+mod image;
 mod proc;
 mod report;
 mod stats;
@@ -31,11 +32,14 @@ enum Subject {
     Boot(boot::Options),
     /// A sandbox's network: set-up, tear-down, update, throughput; alone and among 500.
     Network(network::Options),
+    /// Images from archives, and machines' own disks.
+    Image(image::Options),
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     match &options.subject {
         Subject::Boot(options) => boot::run(options),
         Subject::Network(options) => network::run(options),
+        Subject::Image(options) => Ok(image::run(options)?),
     }
 }

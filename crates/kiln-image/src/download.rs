@@ -36,8 +36,8 @@ const PROGRESS_STEP: u64 = 1 << 20;
 pub struct Download<'a> {
     /// `https://…` or `http://…`.
     pub url: &'a str,
-    /// SHA-256 of the content in hex.
-    pub sha256: &'a str,
+    /// SHA-256 of the content in hex; `None` where nobody has published one.
+    pub sha256: Option<&'a str>,
     /// Its exact size, where known.
     pub size: Option<u64>,
     /// The most that is accepted in any case.
@@ -51,13 +51,31 @@ impl<'a> Download<'a> {
     #[must_use]
     pub fn new(url: &'a str, sha256: &'a str) -> Self {
         Self {
+            sha256: Some(sha256),
+            ..Self::unpinned(url)
+        }
+    }
+
+    /// A download of whatever is there: its caller decides what to make of the digest.
+    #[must_use]
+    pub fn unpinned(url: &'a str) -> Self {
+        Self {
             url,
-            sha256,
+            sha256: None,
             size: None,
             max_size: MAX_SIZE,
             stall: STALL,
         }
     }
+}
+
+/// What was fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// SHA-256 of the content in lower-case hex.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// Why a download failed.
@@ -133,6 +151,13 @@ pub enum DownloadError {
         /// What was expected.
         expected: String,
     },
+    /// Nothing can be asked for on this thread.
+    #[error("cannot start a download")]
+    Runtime {
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -152,7 +177,7 @@ pub async fn fetch(
     download: &Download<'_>,
     target: &Path,
     progress: &dyn Progress,
-) -> Result<(), DownloadError> {
+) -> Result<Fetched, DownloadError> {
     let url = parse(download.url)?;
     progress.report(ProgressEvent::Step(format!("Downloading {url}")));
     let response = follow(download, url).await?;
@@ -165,10 +190,11 @@ pub async fn fetch(
         .prefix(".partial-")
         .tempfile_in(directory)
         .map_err(failed)?;
-    receive(download, response, file.as_file_mut(), target, progress).await?;
+    let fetched = receive(download, response, file.as_file_mut(), target, progress).await?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(target).map_err(|error| failed(error.error))?;
-    sync_directory(directory).map_err(failed)
+    sync_directory(directory).map_err(failed)?;
+    Ok(fetched)
 }
 
 /// [`fetch`] for a blocking thread.
@@ -179,7 +205,7 @@ pub fn fetch_blocking(
     download: &Download<'_>,
     target: &Path,
     progress: &dyn Progress,
-) -> Result<(), DownloadError> {
+) -> Result<Fetched, DownloadError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -188,6 +214,29 @@ pub fn fetch_blocking(
             source,
         })?;
     runtime.block_on(fetch(download, target, progress))
+}
+
+/// Where a URL redirects to; for a blocking thread.
+///
+/// # Errors
+/// See [`DownloadError`]; [`DownloadError::Status`] where it does not redirect.
+pub(crate) fn redirect_blocking(url: &str) -> Result<String, DownloadError> {
+    let download = Download::unpinned(url);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| DownloadError::Runtime { source })?;
+    let from = parse(url)?;
+    let response = runtime.block_on(ask(&client(), &download, &from))?;
+    if !response.status().is_redirection() {
+        return Err(DownloadError::Status {
+            url: url.to_owned(),
+            status: response.status().as_u16(),
+        });
+    }
+    let location = response.headers().get(LOCATION);
+    let location = location.and_then(|value| value.to_str().ok());
+    redirected(&from, location.unwrap_or_default()).map(|target| target.to_string())
 }
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
@@ -302,7 +351,7 @@ async fn receive(
     file: &mut File,
     target: &Path,
     progress: &dyn Progress,
-) -> Result<(), DownloadError> {
+) -> Result<Fetched, DownloadError> {
     let url = || download.url.to_owned();
     let limit = download.size.unwrap_or(download.max_size);
     let wrong_size = |received| DownloadError::WrongSize {
@@ -354,15 +403,19 @@ async fn receive(
         return Err(wrong_size(received));
     }
     let found = hex::encode(hasher.finalize());
-    if !found.eq_ignore_ascii_case(download.sha256) {
-        let expected = download.sha256.to_owned();
+    if let Some(expected) = download.sha256
+        && !found.eq_ignore_ascii_case(expected)
+    {
         return Err(DownloadError::WrongDigest {
             url: url(),
             found,
-            expected,
+            expected: expected.to_owned(),
         });
     }
-    Ok(())
+    Ok(Fetched {
+        sha256: found,
+        size: received,
+    })
 }
 
 fn stalled(download: &Download<'_>) -> DownloadError {

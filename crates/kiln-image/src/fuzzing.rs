@@ -37,13 +37,15 @@ pub fn layers(bytes: &[u8]) {
     }
     let Ok(out) = memory_file(b"") else { return };
     let format = Format {
-        uuid: [7; 16],
+        checksum_seed: 7,
         hash_seed: [1, 2, 3, 4],
         clock: 1,
         label: "fuzz",
         room: Room::ReadOnly,
     };
-    let _ = ext4::write(&tree, &contents, &out, &format, &mut |_| {});
+    if let Ok(unsealed) = ext4::write(&tree, &contents, &out, &format, &mut |_| {}) {
+        let _ = unsealed.seal(&out, &[7; 16]);
+    }
 }
 
 /// Gives what looks like a header a right checksum, which chance would never find.

@@ -2,6 +2,7 @@
 //! outside. It knows nothing of machines or sandboxes.
 
 mod acl;
+pub mod bundle;
 mod clone;
 mod compressed;
 mod content;
@@ -9,6 +10,7 @@ pub mod debian;
 mod decompress;
 pub mod default_image;
 pub mod download;
+mod drive;
 mod ext4;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -24,9 +26,11 @@ mod spool;
 mod store;
 mod tar;
 mod tree;
+mod volume;
 
 pub use clone::{CloneMethod, clone_file};
 pub use decompress::Compression;
+pub use drive::{DriveError, RawDrive, StagedDrive};
 pub use ext4::Ext4Error;
 pub use inode::EntryName;
 pub use limits::{LimitError, Limits};
@@ -36,3 +40,4 @@ pub use scratch::{ScratchDisks, ScratchError, free_space};
 pub use store::{Image, ImageId, ImageStore};
 pub use tar::{TarError, TarFault};
 pub use tree::{TreeError, TreeFault};
+pub use volume::{E2fsError, InUse, Volume, VolumeError, VolumeName, VolumeNameError, VolumeStore};

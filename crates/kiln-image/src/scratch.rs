@@ -13,7 +13,7 @@ use crate::ext4::{self, Ext4Error, Format, Room};
 use crate::tree::Tree;
 
 /// Part of the template's name: changes with what the writer gives.
-const TEMPLATE_VERSION: u32 = 1;
+const TEMPLATE_VERSION: u32 = 2;
 /// mkfs.ext4's own ratio.
 const BYTES_PER_INODE: u64 = 16384;
 /// 16 MiB are plenty for one machine's metadata; small disks get 4 MiB, the least that jbd2 takes.
@@ -130,7 +130,7 @@ fn write_error(path: &Path, source: io::Error) -> ScratchError {
 fn format_scratch(disk: &File, size: u64) -> Result<(), ScratchError> {
     let small = size < SMALL_DISK;
     let format = Format {
-        uuid: *b"kiln scratch\x80\0\x80\0",
+        checksum_seed: 0x6b69_6c6e,
         hash_seed: [0x6b69_6c6e, 0x7363_7261, 0x7463_6800, 1],
         clock: CLOCK,
         label: "kiln-scratch",
@@ -144,13 +144,9 @@ fn format_scratch(disk: &File, size: u64) -> Result<(), ScratchError> {
             },
         },
     };
-    ext4::write(
-        &Tree::new(),
-        &Contents::default(),
-        disk,
-        &format,
-        &mut |_| {},
-    )?;
+    let (tree, contents) = (Tree::new(), Contents::default());
+    let unsealed = ext4::write(&tree, &contents, disk, &format, &mut |_| {})?;
+    unsealed.seal(disk, b"kiln scratch\x80\0\x80\0")?;
     Ok(())
 }
 

@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 
 use sha2::{Digest, Sha256};
 
@@ -13,8 +16,8 @@ use crate::limits::{Budget, LimitError};
 #[derive(Debug)]
 pub(crate) struct Spooled {
     pub(crate) file: File,
-    /// SHA-256 of the plain bytes: OCI's diff id.
-    pub(crate) digest: [u8; 32],
+    /// SHA-256 of the plain bytes: OCI's diff id. `None` for a file in place, not yet read.
+    pub(crate) digest: Option<[u8; 32]>,
 }
 
 /// Why a layer could not be spooled.
@@ -31,6 +34,8 @@ pub(crate) enum SpoolError {
 }
 
 const PIECE: usize = 256 << 10;
+/// Read ahead of the hash.
+const PIECES: usize = 4;
 
 /// Spools a stream into an unnamed file in `directory`, which vanishes with its last user.
 pub(crate) fn spool(
@@ -42,19 +47,25 @@ pub(crate) fn spool(
     let decoder = budget.limits().decoder_bytes;
     let plain = decompress(input, decoder).map_err(SpoolError::Read)?;
     let mut file = tempfile::tempfile_in(directory).map_err(SpoolError::Write)?;
-    let digest = pump(plain, budget, done, |piece| {
-        file.write_all(piece).map_err(SpoolError::Write)
-    })?;
-    Ok(Spooled { file, digest })
+    let digest = pump(plain, budget, done, |piece| file.write_all(piece))?;
+    Ok(Spooled {
+        file,
+        digest: Some(digest),
+    })
 }
 
-/// Uses a file in place when it is not compressed, else spools it.
+/// Uses a regular file in place when it is not compressed, and leaves its digest for later; spools
+/// any other.
 pub(crate) fn spool_file(
     mut file: File,
     directory: &Path,
     budget: &Budget,
     done: &dyn Fn(u64),
 ) -> Result<Spooled, SpoolError> {
+    let metadata = file.metadata().map_err(SpoolError::Read)?;
+    if !metadata.is_file() {
+        return spool(file, directory, budget, done);
+    }
     let mut head = Vec::new();
     (&file)
         .take(6)
@@ -64,35 +75,105 @@ pub(crate) fn spool_file(
     if Compression::detect(&head) != Compression::None {
         return spool(file, directory, budget, done);
     }
-    let digest = pump(&file, budget, done, |_| Ok(()))?;
-    Ok(Spooled { file, digest })
+    let limit = budget.limits().layer_bytes;
+    if metadata.len() > limit {
+        return Err(SpoolError::TooLarge(limit));
+    }
+    budget.take_total(metadata.len())?;
+    Ok(Spooled { file, digest: None })
+}
+
+/// SHA-256 of a whole file, which others may read meanwhile; ends early, with an error, once `stop`
+/// is set.
+pub(crate) fn digest_in_place(file: &File, stop: &AtomicBool) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    read_ahead::<io::Error>(Positioned { file, position: 0 }, |piece| {
+        hash.update(piece);
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        Ok(())
+    })?;
+    Ok(hash.finalize().into())
+}
+
+/// Reads a file without moving its offset, which others use.
+struct Positioned<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, self.position)?;
+        self.position += length as u64;
+        Ok(length)
+    }
+}
+
+/// Reads (and decompresses) to the end on a thread of its own, while `take` gets the pieces in
+/// order on this one.
+fn read_ahead<E: From<io::Error>>(
+    mut input: impl Read + Send,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let (filled, pieces) = channel::<io::Result<(Vec<u8>, usize)>>();
+    let (give_back, empty) = channel::<Vec<u8>>();
+    for _ in 0..PIECES {
+        let _ = give_back.send(vec![0; PIECE]);
+    }
+    // Both ends of this side go with the closure: a reader that waits for a piece must wake up.
+    std::thread::scope(move |scope| {
+        std::thread::Builder::new()
+            .name("image-reader".into())
+            .spawn_scoped(scope, move || {
+                for mut piece in empty {
+                    let read = match input.read(&mut piece) {
+                        Ok(0) => return,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok((piece, 0)),
+                        read => read.map(|length| (piece, length)),
+                    };
+                    if filled.send(read).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        for piece in pieces {
+            let (piece, length) = piece?;
+            take(&piece[..length])?;
+            // The reader may have come to the end already.
+            let _ = give_back.send(piece);
+        }
+        Ok(())
+    })
 }
 
 /// Reads to the end, counts, hashes and hands on.
 fn pump(
-    mut input: impl Read,
+    input: impl Read + Send,
     budget: &Budget,
     done: &dyn Fn(u64),
-    mut take: impl FnMut(&[u8]) -> Result<(), SpoolError>,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<[u8; 32], SpoolError> {
     let limit = budget.limits().layer_bytes;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; PIECE];
     let mut total = 0u64;
-    loop {
-        let length = match input.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(SpoolError::Read(error)),
-        };
-        total += length as u64;
+    read_ahead(input, |piece| {
+        total += piece.len() as u64;
         if total > limit {
             return Err(SpoolError::TooLarge(limit));
         }
-        budget.take_total(length as u64)?;
-        hash.update(&buffer[..length]);
-        take(&buffer[..length])?;
+        budget.take_total(piece.len() as u64)?;
+        hash.update(piece);
+        take(piece).map_err(SpoolError::Write)?;
         done(total);
+        Ok(())
+    })?;
+    Ok(hash.finalize().into())
+}
+
+impl From<io::Error> for SpoolError {
+    fn from(error: io::Error) -> SpoolError {
+        SpoolError::Read(error)
     }
 }

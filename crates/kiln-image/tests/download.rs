@@ -83,8 +83,9 @@ fn fetch(server: &Server, sha256: &str, size: Option<u64>) -> Result<Vec<u8>, Do
     let result = fetch_blocking(&download, &target, &Silent);
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
     match result {
-        Ok(()) => {
+        Ok(fetched) => {
             assert_eq!(left.len(), 1);
+            assert!(fetched.sha256.eq_ignore_ascii_case(sha256));
             Ok(std::fs::read(target).unwrap())
         }
         Err(error) => {

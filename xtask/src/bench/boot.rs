@@ -67,6 +67,8 @@ pub(crate) enum BenchError {
     Transfer(#[from] TransferError),
     #[error("the bare side failed")]
     Bare(#[from] BareError),
+    #[error(transparent)]
+    Image(#[from] super::image::ImageBenchError),
 }
 
 /// Forks timed together in the guest, so that one exec's noise is spread over many.
@@ -91,17 +93,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     transfers(&kiln, options.transfer, &mut report)?;
     burst(&kiln, options.burst, &mut report)?;
     kiln.close()?;
-    show(&report, options.json);
+    report.show(options.json);
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn show(report: &Report, json: bool) {
-    if json {
-        println!("{}", report.json());
-        report.gaps().for_each(|gap| eprintln!("{gap}"));
-    } else {
-        print!("{}", report.table());
-    }
 }
 
 /// The bare side's command line, from a machine that Kiln runs; none where it is not QEMU.

@@ -32,7 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     } else {
         KEYS.iter().for_each(|key| report.missing(key, PRIVILEGED));
     }
-    show(&report, options.json);
+    report.show(options.json);
     Ok(ExitCode::SUCCESS)
 }
 

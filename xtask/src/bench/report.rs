@@ -20,7 +20,7 @@ struct Row {
     limit: Option<Limit>,
 }
 
-/// What a figure is held against.
+/// What a figure has to keep to.
 #[derive(Debug, Clone, Copy)]
 enum Limit {
     AtMost(f64),
@@ -30,10 +30,10 @@ enum Limit {
 impl Limit {
     fn verdict(self, value: f64) -> String {
         match self {
-            Self::AtMost(most) if value <= most => format!("within {most}"),
-            Self::AtMost(most) => format!("OVER {most}"),
-            Self::AtLeast(least) if value >= least => format!("above {least}"),
-            Self::AtLeast(least) => format!("UNDER {least}"),
+            Limit::AtMost(limit) if value <= limit => format!("within {limit}"),
+            Limit::AtMost(limit) => format!("OVER {limit}"),
+            Limit::AtLeast(limit) if value >= limit => format!("reaches {limit}"),
+            Limit::AtLeast(limit) => format!("UNDER {limit}"),
         }
     }
 }
@@ -67,6 +67,30 @@ impl Report {
         });
     }
 
+    /// How much longer the baseline took than ours, by their medians.
+    pub(super) fn ratio(
+        &mut self,
+        key: &'static str,
+        what: &'static str,
+        baseline: &Samples,
+        ours: &Samples,
+    ) {
+        match (baseline.median(), ours.median()) {
+            (Some(baseline), Some(ours)) => self.single(key, what, baseline / ours),
+            _ => self.missing(key, "no sample was taken"),
+        }
+    }
+
+    /// Prints the figures on standard output.
+    pub(super) fn show(&self, as_json: bool) {
+        if as_json {
+            println!("{}", self.json());
+            self.gaps().for_each(|gap| eprintln!("{gap}"));
+        } else {
+            print!("{}", self.table());
+        }
+    }
+
     /// A figure that could not be taken.
     pub(super) fn missing(&mut self, key: &'static str, why: impl Into<String>) {
         self.missing.push((key, why.into()));
@@ -84,8 +108,9 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut text = String::new();
         for row in &self.rows {
-            let limit = row.limit.map(|limit| limit.verdict(row.value));
-            let limit = limit.unwrap_or_default();
+            let limit = row
+                .limit
+                .map_or_else(String::new, |limit| limit.verdict(row.value));
             let Row {
                 key,
                 what,
@@ -111,32 +136,29 @@ impl Report {
     }
 }
 
-/// What the figures are promised to be.
+/// What the figures are held to.
 fn limit(key: &str) -> Option<Limit> {
-    let least = match key {
-        "setup_speedup" => Some(10.0),
-        "throughput_ratio" => Some(0.95),
-        _ => None,
-    };
-    least
-        .map(Limit::AtLeast)
-        .or_else(|| most(key).map(Limit::AtMost))
-}
-
-fn most(key: &str) -> Option<f64> {
+    use Limit::{AtLeast, AtMost};
     Some(match key {
-        "setup_ms" => 8.0,
-        "teardown_ms" => 2.0,
-        "scale_ratio" => 1.5,
-        "update_ms" => 5.0,
-        "run_ratio" => 1.25,
-        "host_ms" => 15.0,
-        "daemon_rss_mib" => 20.0,
-        "agent_rss_mib" => 4.0,
-        "initramfs_mib" => 6.0,
-        "burst_failed" => 0.0,
-        "exec_ms" => 5.0,
-        "transfer_daemon_mib" | "transfer_client_mib" | "transfer_agent_mib" => 8.0,
+        "run_ratio" => AtMost(1.25),
+        "host_ms" => AtMost(15.0),
+        "daemon_rss_mib" => AtMost(20.0),
+        "agent_rss_mib" => AtMost(4.0),
+        "initramfs_mib" => AtMost(6.0),
+        "burst_failed" => AtMost(0.0),
+        "exec_ms" => AtMost(5.0),
+        "transfer_daemon_mib" | "transfer_client_mib" | "transfer_agent_mib" => AtMost(8.0),
+        "setup_speedup" => AtLeast(10.0),
+        "setup_ms" => AtMost(8.0),
+        "teardown_ms" => AtMost(2.0),
+        "scale_ratio" => AtMost(1.5),
+        "throughput_ratio" => AtLeast(0.95),
+        "update_ms" => AtMost(5.0),
+        "tar_speedup" => AtLeast(3.0),
+        "mke2fs_speedup" => AtLeast(8.0),
+        "rss_mib" => AtMost(100.0),
+        "pull_ratio" => AtMost(1.3),
+        "disk_ms" => AtMost(2.0),
         _ => return None,
     })
 }
@@ -198,5 +220,19 @@ mod tests {
             table.lines().nth(1).unwrap().contains("within 4"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn speed_ups_are_held_to_a_least_value() {
+        let mut report = Report::default();
+        let samples = |sample: f64| [sample].into_iter().collect::<Samples>();
+        report.ratio("tar_speedup", "tar", &samples(9.0), &samples(2.0));
+        report.ratio("mke2fs_speedup", "mke2fs", &samples(9.0), &samples(2.0));
+        report.ratio("disk_speedup", "disk", &samples(9.0), &Samples::default());
+        let table = report.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].contains("4.50  reaches 3"), "{table}");
+        assert!(lines[1].contains("UNDER 8"), "{table}");
+        assert!(lines[2].contains("no sample"), "{table}");
     }
 }

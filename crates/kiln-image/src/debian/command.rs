@@ -17,6 +17,8 @@ const OUTPUT_LIMIT: u64 = 64 << 20;
 /// What a program answered.
 pub(crate) struct Answer {
     pub(crate) success: bool,
+    /// The exit code; `None` when it was killed.
+    pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
     /// It was killed at the deadline.
@@ -30,12 +32,19 @@ pub(crate) fn run(
     directory: &Path,
     deadline: Duration,
 ) -> io::Result<Answer> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .current_dir(directory)
-        .env("LC_ALL", "C.UTF-8")
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
+        .stdin(Stdio::null());
+    run_prepared(&mut command, deadline)
+}
+
+/// Runs a command that has all but its outputs to its end or to the deadline.
+pub(crate) fn run_prepared(command: &mut Command, deadline: Duration) -> io::Result<Answer> {
+    let mut child = command
+        .env("LC_ALL", "C.UTF-8")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -50,6 +59,7 @@ pub(crate) fn run(
         // Grandchildren may hold the pipes open; what they would still say is not waited for.
         return Ok(Answer {
             success: false,
+            code: None,
             stdout: Vec::new(),
             stderr: String::new(),
             timed_out,
@@ -57,6 +67,7 @@ pub(crate) fn run(
     }
     Ok(Answer {
         success: status.success(),
+        code: status.code(),
         stdout: joined(stdout)?,
         stderr: String::from_utf8_lossy(&joined(stderr)?).into_owned(),
         timed_out,

@@ -6,7 +6,7 @@
 //! room knows nothing of kernels or images.
 
 mod apt;
-mod command;
+pub(crate) mod command;
 mod control;
 mod deb;
 mod files;

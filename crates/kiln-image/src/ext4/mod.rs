@@ -21,7 +21,7 @@ mod write;
 mod xattr;
 
 pub use error::Ext4Error;
-pub(crate) use write::write;
+pub(crate) use write::{Unsealed, write};
 
 #[allow(unused_imports, reason = "used by the docs")]
 use crate::tree::Tree;
@@ -32,8 +32,8 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 /// What the tree does not say.
 #[derive(Clone, Debug)]
 pub(crate) struct Format {
-    /// Identity; also seeds all checksums.
-    pub(crate) uuid: [u8; 16],
+    /// Seeds the checksums of all metadata but the superblock's.
+    pub(crate) checksum_seed: u32,
     /// Seeds the hash of names; not all zero.
     pub(crate) hash_seed: [u32; 4],
     /// When the filesystem says it was made, in seconds since 1970.

@@ -11,10 +11,11 @@ use super::{BLOCK, BLOCK_SIZE, Format, inode};
 pub(super) const OFFSET: u64 = 1024;
 pub(super) const SIZE: usize = 1024;
 
-/// Features that any kernel since 4.x mounts; see `geometry` for `sparse_super2`.
+/// Features that any kernel since 4.4 mounts; see `geometry` for `sparse_super2`.
 const HAS_JOURNAL: u32 = 0x4;
 const COMPATIBLE: u32 = 0x8 | 0x20 | 0x200; // ext_attr, dir_index, sparse_super2
-const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x200; // filetype, extents, flex_bg
+// filetype, extents, flex_bg, csum_seed: checksums do not depend on the identity
+const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x200 | 0x2000;
 // large_file, huge_file, dir_nlink, extra_isize, metadata_csum
 const READ_ONLY_COMPATIBLE: u32 = 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 
@@ -23,15 +24,10 @@ const INODES_UNUSED: u16 = 1;
 const BLOCKS_UNUSED: u16 = 2;
 const TABLE_ZEROED: u16 = 4;
 
-/// Seed of all checksums of a filesystem.
-pub(super) fn checksum_seed(uuid: &[u8; 16]) -> u32 {
-    crc32c(!0, uuid)
-}
-
 /// Writes descriptors and bitmaps; groups without anything in them need none, so that an empty disk
 /// of any size costs next to nothing.
 pub(super) fn write_groups(
-    sink: &mut Sink<'_>,
+    sink: &mut Sink,
     geometry: &Geometry,
     used_inodes: u64,
     directories: &[u16],
@@ -164,7 +160,7 @@ fn set_bits(bitmap: &mut [u8], from: u64, to: u64) {
     }
 }
 
-/// The superblock. It is written last: before, the file is no filesystem.
+/// The superblock, but for its identity and checksum.
 pub(super) fn encode(
     geometry: &Geometry,
     format: &Format,
@@ -201,7 +197,6 @@ pub(super) fn encode(
     );
     put32(&mut raw, 96, INCOMPATIBLE);
     put32(&mut raw, 100, READ_ONLY_COMPATIBLE);
-    raw[104..120].copy_from_slice(&format.uuid);
     let label = &format.label.as_bytes()[..format.label.len().min(16)];
     raw[120..120 + label.len()].copy_from_slice(label);
     for (word, at) in format.hash_seed.iter().zip((236..).step_by(4)) {
@@ -215,12 +210,18 @@ pub(super) fn encode(
     put32(&mut raw, 352, 2); // names hash as unsigned characters
     raw[372] = 4; // 16 groups per flex group
     raw[373] = 1; // CRC-32C
+    put32(&mut raw, 624, format.checksum_seed);
     if let Some((map, blocks)) = journal {
         put_journal(&mut raw, map, blocks);
     }
-    let checksum = crc32c(!0, &raw[..SIZE - 4]);
-    put32(&mut raw, SIZE - 4, checksum);
     raw
+}
+
+/// Puts in the identity and the checksum.
+pub(super) fn seal(raw: &mut [u8; SIZE], uuid: &[u8; 16]) {
+    raw[104..120].copy_from_slice(uuid);
+    let checksum = crc32c(!0, &raw[..SIZE - 4]);
+    put32(raw, SIZE - 4, checksum);
 }
 
 /// The journal's inode, and a copy of where it stands for repair tools.

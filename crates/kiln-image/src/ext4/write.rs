@@ -1,4 +1,5 @@
-//! Carries out the plan: one pass over the image file, the superblock at its end.
+//! Carries out the plan: one pass over the image file. The superblock, which makes a filesystem of
+//! it, comes last and apart.
 
 use std::fs::File;
 use std::io;
@@ -14,41 +15,70 @@ use crate::content::Contents;
 use crate::inode::{Attributes, Timestamp};
 use crate::tree::{FileData, Node, NodeId, NodeKind, Tree};
 
-/// Writes `tree` into the empty file `out`. Returns its size and what should be told the user.
+/// All of a filesystem but its superblock.
+#[must_use = "without its superblock it is no filesystem"]
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    superblock: [u8; superblock::SIZE],
+    /// What should be told the user.
+    pub(crate) remarks: Remarks,
+}
+
+impl Unsealed {
+    /// Makes a filesystem with this identity of `out`.
+    ///
+    /// # Errors
+    /// [`Ext4Error::Write`].
+    pub(crate) fn seal(mut self, out: &File, uuid: &[u8; 16]) -> Result<(), Ext4Error> {
+        superblock::seal(&mut self.superblock, uuid);
+        let written: io::Result<()> = out.write_all_at(&self.superblock, superblock::OFFSET);
+        written.map_err(Ext4Error::Write)
+    }
+}
+
+/// Writes `tree` into the empty file `out`, all but the superblock: the identity in it may be known
+/// only later.
 ///
 /// `done` hears the bytes of content written so far.
 ///
 /// # Errors
-/// [`Ext4Error`]; `out` is then no filesystem.
+/// [`Ext4Error`].
 pub(crate) fn write(
     tree: &Tree,
     contents: &Contents,
     out: &File,
     format: &Format,
     done: &mut dyn FnMut(u64),
-) -> Result<(u64, Remarks), Ext4Error> {
+) -> Result<Unsealed, Ext4Error> {
     let plan = Plan::new(tree, format)?;
     let geometry = Geometry::new(plan.used_inodes(), plan.data_blocks, &format.room)?;
-    let size = geometry.total_blocks * BLOCK;
-    out.set_len(size).map_err(Ext4Error::Write)?;
-    let mut writer = Writer {
-        tree,
-        contents,
-        format,
-        seed: superblock::checksum_seed(&format.uuid),
-        directories: directories_by_group(tree, &plan, &geometry),
-        plan: &plan,
-        geometry: &geometry,
-        sink: Sink::new(out),
-    };
-    writer.write_groups()?;
-    writer.write_inodes()?;
-    writer.write_directories()?;
-    writer.write_xattr_blocks()?;
-    writer.write_own()?;
-    writer.write_contents(done)?;
-    writer.write_superblock(out)?;
-    Ok((size, plan.remarks))
+    out.set_len(geometry.total_blocks * BLOCK)
+        .map_err(Ext4Error::Write)?;
+    let superblock = std::thread::scope(|scope| {
+        let direct = !format.room.is_writable();
+        let mut writer = Writer {
+            tree,
+            contents,
+            format,
+            directories: directories_by_group(tree, &plan, &geometry),
+            plan: &plan,
+            geometry: &geometry,
+            sink: Sink::start(scope, out, direct).map_err(Ext4Error::Write)?,
+        };
+        writer.write_groups()?;
+        writer.write_inodes()?;
+        writer.write_directories()?;
+        writer.write_xattr_blocks()?;
+        writer.write_own()?;
+        writer.write_contents(done)?;
+        let superblock = writer.superblock();
+        writer.sink.finish().map_err(Ext4Error::Write)?;
+        Ok(superblock)
+    })?;
+    Ok(Unsealed {
+        superblock,
+        remarks: plan.remarks,
+    })
 }
 
 fn directories_by_group(tree: &Tree, plan: &Plan, geometry: &Geometry) -> Vec<u16> {
@@ -70,20 +100,19 @@ struct Writer<'a> {
     geometry: &'a Geometry,
     /// Directories per group.
     directories: Vec<u16>,
-    /// Seed of the filesystem's checksums.
-    seed: u32,
-    sink: Sink<'a>,
+    sink: Sink,
 }
 
 impl Writer<'_> {
     fn write_groups(&mut self) -> Result<(), Ext4Error> {
         let (geometry, used) = (self.geometry, self.plan.used_inodes());
-        superblock::write_groups(&mut self.sink, geometry, used, &self.directories, self.seed)
+        let seed = self.format.checksum_seed;
+        superblock::write_groups(&mut self.sink, geometry, used, &self.directories, seed)
             .map_err(Ext4Error::Write)
     }
 
     fn inode_seed(&self, number: u32) -> u32 {
-        inode::checksum_seed(self.seed, number)
+        inode::checksum_seed(self.format.checksum_seed, number)
     }
 
     fn put(&mut self, block: u64, bytes: &[u8]) -> Result<(), Ext4Error> {
@@ -259,7 +288,7 @@ impl Writer<'_> {
                 .map_err(|_| Ext4Error::XattrsTooLarge(self.tree.path_of(id)))?;
             let number = self.geometry.data + block;
             if let Some(mut block) = placement.block {
-                xattr::seal(&mut block, number, self.seed);
+                xattr::seal(&mut block, number, self.format.checksum_seed);
                 self.put(number, &block[..])?;
             }
         }
@@ -281,7 +310,7 @@ impl Writer<'_> {
             }
         }
         if let Some((start, blocks)) = self.plan.journal {
-            let superblock = journal::superblock(blocks as u32, &self.format.uuid);
+            let superblock = journal::superblock(blocks as u32);
             self.put(self.geometry.data + start, &superblock)?;
         }
         Ok(())
@@ -305,7 +334,7 @@ impl Writer<'_> {
                 _ => {}
             }
         }
-        self.sink.flush().map_err(Ext4Error::Write)
+        Ok(())
     }
 
     fn write_file(
@@ -342,20 +371,15 @@ impl Writer<'_> {
         reader.check_unchanged().map_err(unread)
     }
 
-    fn write_superblock(&mut self, out: &File) -> Result<(), Ext4Error> {
+    fn superblock(&self) -> [u8; superblock::SIZE] {
         let used = self.plan.used_inodes();
         let own = Timestamp::default();
         let journal = self.plan.journal.map(|(start, blocks)| {
-            (
-                self.own_inode(inode::Format::Regular, 0, 1, start, blocks, own)
-                    .map,
-                blocks,
-            )
+            let inode = self.own_inode(inode::Format::Regular, 0, 1, start, blocks, own);
+            (inode.map, blocks)
         });
         let journal = journal.as_ref().map(|(map, blocks)| (map, *blocks));
-        let raw = superblock::encode(self.geometry, self.format, used, journal);
-        let written: io::Result<()> = out.write_all_at(&raw, superblock::OFFSET);
-        written.map_err(Ext4Error::Write)
+        superblock::encode(self.geometry, self.format, used, journal)
     }
 }
 

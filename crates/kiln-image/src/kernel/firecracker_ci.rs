@@ -14,7 +14,8 @@ use super::{KernelError, Material, bootable, io_error};
 use crate::download::{Download, fetch_blocking};
 use crate::progress::Progress;
 
-const BUCKET: &str = "https://s3.amazonaws.com/spec.ccfc.min";
+/// Where Firecracker's CI keeps its artifacts.
+pub(crate) const BUCKET: &str = "https://s3.amazonaws.com/spec.ccfc.min";
 /// Where the size is not known; the digest decides in any case.
 const MAX_SIZE: u64 = 256 << 20;
 
@@ -84,6 +85,12 @@ pub(super) fn find(version: &str, overrides: &[PinnedKernel]) -> Result<PinnedKe
             .collect::<Vec<_>>()
             .join(", "),
     })
+}
+
+/// The digest that is pinned for a file of the bucket, by its key there.
+pub(crate) fn pinned_digest(key: &str) -> Option<&'static str> {
+    let pin = TABLE.iter().find(|(_, _, path, _, _)| *path == key);
+    pin.map(|(_, _, _, _, sha256)| *sha256)
 }
 
 fn pinned(

@@ -7,7 +7,7 @@
 mod bundle;
 mod bzimage;
 mod elf;
-mod firecracker_ci;
+pub(crate) mod firecracker_ci;
 mod from_debian;
 mod from_local;
 mod modinfo;

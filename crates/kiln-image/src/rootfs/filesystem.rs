@@ -60,7 +60,7 @@ pub enum FilesystemFault {
 const HEAD: usize = 4096;
 
 /// Tells which filesystem a file holds; `None` if none that is known.
-pub(super) fn identify(file: &File) -> io::Result<Option<Result<Filesystem, FilesystemFault>>> {
+pub(crate) fn identify(file: &File) -> io::Result<Option<Result<Filesystem, FilesystemFault>>> {
     let length = file.metadata()?.len();
     let mut head = [0; HEAD];
     let read = read_up_to(file, &mut head)?;

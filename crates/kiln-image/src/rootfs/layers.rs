@@ -1,13 +1,15 @@
 //! Layers: read side by side, merged one over the other.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::error::ImageError;
-use super::{Body, LayerSource, content_key, open, stamp_of};
-use crate::content::Stamp;
+use super::{LayerSource, content_key, open, stamp_of, write_ext4};
+use crate::content::{Contents, Stamp};
+use crate::ext4::Unsealed;
 use crate::limits::Budget;
 use crate::progress::{Progress, ProgressEvent};
 use crate::spool::{self, Spooled};
@@ -16,20 +18,30 @@ use crate::tree::{LayerRules, Tree};
 /// Decompressors at once: each takes a core and its window.
 const WORKERS: usize = 4;
 
-struct Layer {
-    spooled: Spooled,
+/// The plain archives of all layers.
+pub(super) struct Archives {
+    files: Vec<File>,
+    facts: Vec<Facts>,
+    rules: LayerRules,
+}
+
+/// What is known of an archive, in step with the files.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// `None` while nobody has read it whole.
+    digest: Option<[u8; 32]>,
     /// Of archives that are used in place.
     stamp: Option<Stamp>,
 }
 
-/// Spools all layers and derives the key from their digests.
+/// Brings all layers into plain archives; those that are plain already are not read yet.
 pub(super) fn prepare(
     layers: Vec<LayerSource>,
     rules: LayerRules,
     temporary: &Path,
     budget: &Budget,
     progress: &dyn Progress,
-) -> Result<([u8; 32], Body), ImageError> {
+) -> Result<Archives, ImageError> {
     let limit = budget.limits().layers;
     if layers.len() > limit {
         return Err(ImageError::Layers {
@@ -44,22 +56,90 @@ pub(super) fn prepare(
     };
     progress.report(ProgressEvent::Step(format!("Reading the {what}")));
     let layers = spool_all(layers, temporary, budget, progress)?;
-    let digests: Vec<[u8; 32]> = layers.iter().map(|layer| layer.spooled.digest).collect();
+    let (files, facts) = layers
+        .into_iter()
+        .map(|Layer { spooled, stamp }| {
+            let digest = spooled.digest;
+            (spooled.file, Facts { digest, stamp })
+        })
+        .unzip();
+    Ok(Archives {
+        files,
+        facts,
+        rules,
+    })
+}
+
+impl Archives {
+    /// The content key, if all archives have been read.
+    pub(super) fn key(&self) -> Option<[u8; 32]> {
+        key(self.rules, self.facts.iter().map(|facts| facts.digest))
+    }
+
+    /// Makes the image in `out`, all but its superblock, and reads meanwhile what has not been read
+    /// for the key.
+    pub(super) fn write(
+        self,
+        out: &File,
+        source: &str,
+        budget: &Budget,
+        progress: &dyn Progress,
+    ) -> Result<(Unsealed, [u8; 32]), ImageError> {
+        let Archives {
+            files,
+            facts,
+            rules,
+        } = self;
+        let contents = Contents {
+            layers: files,
+            directory: None,
+        };
+        let stop = AtomicBool::new(false);
+        let (written, digests) = std::thread::scope(|scope| {
+            let digests = scope.spawn(|| digests(&contents.layers, &facts, &stop));
+            let written = merge(&contents.layers, rules, budget, progress)
+                .and_then(|tree| write_ext4(&tree, &contents, out, source, progress));
+            stop.store(written.is_err(), Ordering::Relaxed);
+            (written, digests.join())
+        });
+        let unsealed = written?;
+        let unread = |error| ImageError::Read {
+            what: source.to_owned(),
+            source: error,
+        };
+        let digests = digests
+            .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+            .map_err(unread)?;
+        check_unchanged(&contents.layers, &facts, source)?;
+        let key = key(rules, digests.into_iter().map(Some));
+        Ok((unsealed, key.unwrap_or_default()))
+    }
+}
+
+/// The content key of archives with these digests, if all are known.
+fn key(rules: LayerRules, digests: impl Iterator<Item = Option<[u8; 32]>>) -> Option<[u8; 32]> {
+    let digests: Option<Vec<[u8; 32]>> = digests.collect();
     let kind = match rules {
         LayerRules::Overlay => "layers",
         LayerRules::Plain => "tar",
         LayerRules::Package => "packages",
     };
-    let stamps = layers.iter().map(|layer| layer.stamp).collect();
-    let files = layers.into_iter().map(|layer| layer.spooled.file).collect();
-    Ok((
-        content_key(kind, &digests),
-        Body::Layers {
-            files,
-            rules,
-            stamps,
-        },
-    ))
+    Some(content_key(kind, &digests?))
+}
+
+/// The digests of all archives; those that are not known yet are computed, until `stop`.
+fn digests(files: &[File], facts: &[Facts], stop: &AtomicBool) -> io::Result<Vec<[u8; 32]>> {
+    let digest = |(file, facts): (&File, &Facts)| match facts.digest {
+        Some(digest) => Ok(digest),
+        None => spool::digest_in_place(file, stop),
+    };
+    files.iter().zip(facts).map(digest).collect()
+}
+
+/// One layer as it comes from spooling.
+struct Layer {
+    spooled: Spooled,
+    stamp: Option<Stamp>,
 }
 
 fn spool_all(
@@ -154,7 +234,7 @@ fn spool_one(
 }
 
 /// Lays the layers over each other, lowest first.
-pub(super) fn merge(
+fn merge(
     files: &[File],
     rules: LayerRules,
     budget: &Budget,
@@ -168,15 +248,11 @@ pub(super) fn merge(
     Ok(tree)
 }
 
-/// Archives that were used in place must still be what was hashed.
-pub(super) fn check_unchanged(
-    files: &[File],
-    stamps: &[Option<Stamp>],
-    source: &str,
-) -> Result<(), ImageError> {
-    for (file, stamp) in files.iter().zip(stamps) {
-        if let Some(stamp) = stamp
-            && stamp_of(file).ok() != Some(*stamp)
+/// Archives that are used in place must still be what they were before the first byte was read.
+fn check_unchanged(files: &[File], facts: &[Facts], source: &str) -> Result<(), ImageError> {
+    for (file, facts) in files.iter().zip(facts) {
+        if let Some(stamp) = facts.stamp
+            && stamp_of(file).ok() != Some(stamp)
         {
             return Err(ImageError::Changed(source.to_owned()));
         }

@@ -15,22 +15,29 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use error::ImageError;
+pub(crate) use filesystem::identify;
 pub use filesystem::{Filesystem, FilesystemFault};
 
 use crate::clone::clone_file;
 use crate::content::{Contents, Stamp};
 use crate::decompress::Compression;
-use crate::ext4::{self, Format, Room};
+use crate::ext4::{self, Format, Room, Unsealed};
 use crate::limits::Budget;
 use crate::progress::{Progress, ProgressEvent};
 use crate::tree::{LayerRules, Tree};
+use layers::Archives;
 
 /// Changes whenever the same input would give other bytes: images of older writers are then not
 /// taken for results of this one.
-const WRITER_VERSION: u32 = 1;
+const WRITER_VERSION: u32 = 2;
 /// All images say that they were made at the start of 2024: the true time would make equal inputs
 /// give unequal images.
 const CLOCK: u32 = 1_704_067_200;
+/// All images have the same seeds, so that they can be written while their content key is still
+/// being computed. A secret seed would protect writable disks from chosen names; nothing is ever
+/// added to an image.
+const CHECKSUM_SEED: u32 = 0x6b69_6c6e;
+const HASH_SEED: [u32; 4] = [0x6b69_6c6e, 0x696d_6167, 0x6500_0000, 1];
 
 /// What an image is made of.
 pub enum ImageSource {
@@ -163,28 +170,27 @@ fn fingerprint_file(hash: &mut Sha256, kind: &[u8], path: &Path) -> Option<()> {
     Some(())
 }
 
-/// A source that was read as far as its content key needs.
+/// A source made ready to become an image.
 pub(crate) struct Material {
-    /// SHA-256 over everything that decides the image's bytes.
-    pub(crate) key: [u8; 32],
+    /// SHA-256 over everything that decides the image's bytes, if it is known before the image is
+    /// made: plain archives are read for it only while they are copied.
+    pub(crate) key: Option<[u8; 32]>,
     source: String,
     body: Body,
 }
 
 enum Body {
-    Layers {
-        files: Vec<File>,
-        rules: LayerRules,
-        stamps: Vec<Option<Stamp>>,
-    },
-    Directory {
-        tree: Tree,
-        contents: Contents,
-    },
-    Filesystem {
-        file: File,
-        filesystem: Filesystem,
-    },
+    Archives(Archives),
+    Directory { tree: Tree, contents: Contents },
+    Filesystem { file: File, filesystem: Filesystem },
+}
+
+/// A finished image file, not yet published.
+pub(crate) struct Built {
+    /// See [`Material::key`].
+    pub(crate) key: [u8; 32],
+    pub(crate) file: File,
+    pub(crate) filesystem: Filesystem,
 }
 
 /// Reads the source into what an image can be made of; `temporary` is a directory for spools.
@@ -198,17 +204,17 @@ pub(crate) fn prepare(
     let (key, body) = match source {
         ImageSource::Tar(path) => {
             let layer = vec![LayerSource::File(path)];
-            layers::prepare(layer, LayerRules::Plain, temporary, budget, progress)?
+            prepare_layers(layer, LayerRules::Plain, temporary, budget, progress)?
         }
         ImageSource::Stream(stream) => {
             let layer = vec![LayerSource::Stream(stream)];
-            layers::prepare(layer, LayerRules::Plain, temporary, budget, progress)?
+            prepare_layers(layer, LayerRules::Plain, temporary, budget, progress)?
         }
         ImageSource::Layers(layers) => {
-            layers::prepare(layers, LayerRules::Overlay, temporary, budget, progress)?
+            prepare_layers(layers, LayerRules::Overlay, temporary, budget, progress)?
         }
         ImageSource::Packages(layers) => {
-            layers::prepare(layers, LayerRules::Package, temporary, budget, progress)?
+            prepare_layers(layers, LayerRules::Package, temporary, budget, progress)?
         }
         ImageSource::Directory(path) => prepare_directory(&path, budget, progress)?,
         ImageSource::Filesystem(path) => prepare_filesystem(&path, temporary, budget, progress)?,
@@ -220,15 +226,28 @@ pub(crate) fn prepare(
     })
 }
 
+type Prepared = (Option<[u8; 32]>, Body);
+
+fn prepare_layers(
+    layers: Vec<LayerSource>,
+    rules: LayerRules,
+    temporary: &Path,
+    budget: &Budget,
+    progress: &dyn Progress,
+) -> Result<Prepared, ImageError> {
+    let archives = layers::prepare(layers, rules, temporary, budget, progress)?;
+    Ok((archives.key(), Body::Archives(archives)))
+}
+
 fn prepare_directory(
     path: &Path,
     budget: &Budget,
     progress: &dyn Progress,
-) -> Result<([u8; 32], Body), ImageError> {
+) -> Result<Prepared, ImageError> {
     progress.report(ProgressEvent::Step(format!("Reading {}", path.display())));
     let (tree, contents, digest) = directory::read(path, budget, progress)?;
     let key = content_key("directory", &[digest]);
-    Ok((key, Body::Directory { tree, contents }))
+    Ok((Some(key), Body::Directory { tree, contents }))
 }
 
 /// Copies first and reads the copy, so that nobody can change it in between.
@@ -237,7 +256,7 @@ fn prepare_filesystem(
     temporary: &Path,
     budget: &Budget,
     progress: &dyn Progress,
-) -> Result<([u8; 32], Body), ImageError> {
+) -> Result<Prepared, ImageError> {
     progress.report(ProgressEvent::Step(format!("Copying {}", path.display())));
     let original = open(path)?;
     let unreadable = |source| ImageError::Read {
@@ -277,7 +296,7 @@ fn prepare_filesystem(
     };
     let digest = digest_of_data(&file).map_err(unreadable)?;
     let key = content_key(filesystem.name(), &[digest]);
-    Ok((key, Body::Filesystem { file, filesystem }))
+    Ok((Some(key), Body::Filesystem { file, filesystem }))
 }
 
 /// Name of a copied-in filesystem inside the temporary directory.
@@ -311,75 +330,76 @@ fn digest_of_data(file: &File) -> io::Result<[u8; 32]> {
 }
 
 impl Material {
-    /// Makes the image file `name` in `temporary` and says what is in it.
+    /// Makes the image file `name` in `temporary`.
     pub(crate) fn build(
         self,
         temporary: &Path,
         name: &str,
         budget: &Budget,
         progress: &dyn Progress,
-    ) -> Result<(File, Filesystem), ImageError> {
+    ) -> Result<Built, ImageError> {
         let path = temporary.join(name);
-        let action = "write";
         let failed = |source| ImageError::Store {
-            action,
+            action: "write",
             path: path.clone(),
             source,
         };
-        let (tree, contents, stamps) = match self.body {
+        let create = || {
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true);
+            options.open(&path).map_err(failed)
+        };
+        let (file, unsealed, key) = match self.body {
             Body::Filesystem { file, filesystem } => {
                 std::fs::rename(temporary.join(COPY), &path).map_err(failed)?;
-                return Ok((file, filesystem));
+                return Ok(Built {
+                    key: self.key.unwrap_or_default(),
+                    file,
+                    filesystem,
+                });
             }
-            Body::Directory { tree, contents } => (tree, contents, Vec::new()),
-            Body::Layers {
-                files,
-                rules,
-                stamps,
-            } => {
-                let tree = layers::merge(&files, rules, budget, progress)?;
-                (
-                    tree,
-                    Contents {
-                        layers: files,
-                        directory: None,
-                    },
-                    stamps,
-                )
+            Body::Directory { tree, contents } => {
+                let file = create()?;
+                let unsealed = write_ext4(&tree, &contents, &file, &self.source, progress)?;
+                (file, unsealed, self.key.unwrap_or_default())
+            }
+            Body::Archives(archives) => {
+                let file = create()?;
+                let (unsealed, key) = archives.write(&file, &self.source, budget, progress)?;
+                (file, unsealed, key)
             }
         };
-        if tree.is_empty() {
-            return Err(ImageError::Empty(self.source));
-        }
-        let out = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path);
-        let out = out.map_err(failed)?;
-        write_ext4(&tree, &contents, &out, &self.key, progress)?;
-        layers::check_unchanged(&contents.layers, &stamps, &self.source)?;
-        Ok((out, Filesystem::Ext4))
+        unsealed.seal(&file, &uuid_from(&key))?;
+        Ok(Built {
+            key,
+            file,
+            filesystem: Filesystem::Ext4,
+        })
     }
 }
 
+/// Writes everything but the superblock, whose identity comes from the content key.
 fn write_ext4(
     tree: &Tree,
     contents: &Contents,
     out: &File,
-    key: &[u8; 32],
+    source: &str,
     progress: &dyn Progress,
-) -> Result<(), ImageError> {
+) -> Result<Unsealed, ImageError> {
+    if tree.is_empty() {
+        return Err(ImageError::Empty(source.to_owned()));
+    }
     progress.report(ProgressEvent::Step("Writing the block image".into()));
     let format = Format {
-        uuid: uuid_from(key),
-        hash_seed: hash_seed_from(key),
+        checksum_seed: CHECKSUM_SEED,
+        hash_seed: HASH_SEED,
         clock: CLOCK,
         label: "kiln-image",
         room: Room::ReadOnly,
     };
     let mut report = |done| progress.report(ProgressEvent::Bytes { done, total: None });
-    let (_, remarks) = ext4::write(tree, contents, out, &format, &mut report)?;
+    let unsealed = ext4::write(tree, contents, out, &format, &mut report)?;
+    let remarks = &unsealed.remarks;
     if let Some(example) = &remarks.foreign_example {
         progress.report(ProgressEvent::Note(format!(
             "{} extended attributes of other systems were left out, such as {example}",
@@ -392,7 +412,7 @@ fn write_ext4(
             remarks.moved_times
         )));
     }
-    Ok(())
+    Ok(unsealed)
 }
 
 /// SHA-256 over kind, version and the digests of the parts, in order.
@@ -415,12 +435,6 @@ fn uuid_from(key: &[u8; 32]) -> [u8; 16] {
     uuid[6] = (uuid[6] & 0x0f) | 0x80;
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
     uuid
-}
-
-fn hash_seed_from(key: &[u8; 32]) -> [u32; 4] {
-    let word = |at: usize| u32::from_le_bytes([key[at], key[at + 1], key[at + 2], key[at + 3]]);
-    // All zero would mean another seed to the kernel.
-    [word(16) | 1, word(20), word(24), word(28)]
 }
 
 fn open(path: &Path) -> Result<File, ImageError> {

@@ -7,7 +7,7 @@
 //! images/<id>/image.json
 //! memo/<fingerprint>                id of the image that a source gave
 //! templates/                        of scratch disks
-//! locks/                            one per image (by its first two digits), one for tmp/
+//! locks/                            images, sources (by their first two digits), tmp/
 //! tmp/<random>/                     work of a process, locked while it lives
 //! ```
 
@@ -23,7 +23,7 @@ pub use image::{Image, ImageId};
 
 use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
-use crate::rootfs::{self, ImageError, ImageSource};
+use crate::rootfs::{self, Built, ImageError, ImageSource};
 use files::{Action, lock_file, sync_directory, write_atomically};
 use workspace::Workspace;
 
@@ -64,18 +64,22 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let fingerprint = source.fingerprint();
-        if let Some(image) = fingerprint.as_deref().and_then(|name| self.recall(name)) {
+        let known = || fingerprint.as_deref().and_then(|name| self.recall(name));
+        if let Some(image) = known() {
+            return Ok(image);
+        }
+        // Whoever else imports the same source waits, and finds what this call made.
+        let _flight = fingerprint
+            .as_deref()
+            .map(|name| self.lock_source(name))
+            .transpose()?;
+        if let Some(image) = known() {
             return Ok(image);
         }
         let budget = Budget::new(limits);
         let workspace = Workspace::create(&self.root)?;
         let material = rootfs::prepare(source, workspace.path(), &budget, progress)?;
-        let id = ImageId::from(material.key);
-        let _lock = self.lock(&id)?;
-        let image = match self.get(&id)? {
-            Some(image) => image,
-            None => self.publish(&id, material, workspace, &budget, progress)?,
-        };
+        let image = self.realize(material, workspace, &budget, progress)?;
         if let Some(fingerprint) = fingerprint {
             self.remember(&fingerprint, &image.id)?;
         }
@@ -88,21 +92,47 @@ impl ImageStore {
         source.fingerprint().and_then(|name| self.recall(&name))
     }
 
-    fn publish(
+    /// The image of this material: the one that exists, or a new one.
+    fn realize(
         &self,
-        id: &ImageId,
         material: rootfs::Material,
-        mut workspace: Workspace,
+        workspace: Workspace,
         budget: &Budget,
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
-        let (file, filesystem) = material.build(workspace.path(), "rootfs", budget, progress)?;
+        if let Some(key) = material.key {
+            let id = ImageId::from(key);
+            // Others wait for the image instead of building it too.
+            let _lock = self.lock(&id)?;
+            if let Some(image) = self.get(&id)? {
+                return Ok(image);
+            }
+            let built = material.build(workspace.path(), "rootfs", budget, progress)?;
+            return self.publish(&id, &built, workspace, progress);
+        }
+        let built = material.build(workspace.path(), "rootfs", budget, progress)?;
+        let id = ImageId::from(built.key);
+        let _lock = self.lock(&id)?;
+        match self.get(&id)? {
+            Some(image) => Ok(image),
+            None => self.publish(&id, &built, workspace, progress),
+        }
+    }
+
+    fn publish(
+        &self,
+        id: &ImageId,
+        built: &Built,
+        mut workspace: Workspace,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let (file, filesystem) = (&built.file, built.filesystem);
         progress.report(ProgressEvent::Step("Publishing the image".into()));
-        let image = Image::describe(&self.root, id, filesystem, &file)?;
+        let image = Image::describe(&self.root, id, filesystem, file)?;
         let name = Image::file_name(filesystem);
         let path = workspace.path().join(&name);
         std::fs::rename(workspace.path().join("rootfs"), &path).during("rename", &path)?;
-        files::make_read_only(&file).during("protect", &path)?;
+        files::make_read_only(file).during("protect", &path)?;
         file.sync_all().during("sync", &path)?;
         image.save(workspace.path())?;
         sync_directory(workspace.path())?;
@@ -118,6 +148,13 @@ impl ImageStore {
     /// Excludes other makers and removers of the image until dropped.
     fn lock(&self, id: &ImageId) -> Result<File, ImageError> {
         lock_file(&self.root.join("locks").join(&id.to_string()[..2]))
+    }
+
+    /// Excludes other importers of the source until dropped. Always taken before [`Self::lock`], and
+    /// at another place, so that nobody waits in a circle.
+    fn lock_source(&self, fingerprint: &str) -> Result<File, ImageError> {
+        let name = format!("source-{}", &fingerprint[..2]);
+        lock_file(&self.root.join("locks").join(name))
     }
 
     /// The image with this id.

@@ -23,6 +23,9 @@ const NAME_MAX: usize = 255;
 /// A symlink's target must fit a page with its NUL.
 const TARGET_MAX: usize = 4095;
 
+/// Read at once: a file's headers and those of small files behind it. What lies between is not read.
+const WINDOW: usize = 4 << 10;
+
 /// One file of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -73,7 +76,7 @@ impl<'b, R: Read + Seek> TarReader<'b, R> {
         };
         let length = input.seek(SeekFrom::End(0)).map_err(fault)?;
         input.rewind().map_err(fault)?;
-        let input = BufReader::with_capacity(64 << 10, input);
+        let input = BufReader::with_capacity(WINDOW, input);
         let globals = Globals::default();
         Ok(TarReader {
             input,
