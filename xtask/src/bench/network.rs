@@ -10,7 +10,6 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::Args;
 
 use super::BenchError;
-use super::boot::show;
 use super::report::Report;
 use super::stats::Samples;
 use crate::step;
