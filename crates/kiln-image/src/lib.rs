@@ -3,7 +3,6 @@
 
 mod acl;
 mod clone;
-mod compressed;
 mod content;
 pub mod debian;
 mod decompress;

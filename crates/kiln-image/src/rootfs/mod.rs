@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use error::Action;
 pub use error::ImageError;
 pub use filesystem::{Filesystem, FilesystemFault};
 

@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::Action;
-use super::store_error;
-use crate::rootfs::{Filesystem, ImageError};
+use crate::rootfs::{Action, Filesystem, ImageError};
 
 /// SHA-256 over all that decides an image's bytes: equal ids, equal images.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,8 +113,7 @@ impl Image {
             created_unix_s: created.as_secs(),
         };
         let file = File::create(&path).during("create", &path)?;
-        serde_json::to_writer_pretty(&file, &description)
-            .map_err(|error| store_error("write", &path, error.into()))?;
+        serde_json::to_writer_pretty(&file, &description).during("write", &path)?;
         file.sync_all().during("sync", &path)
     }
 
@@ -126,8 +123,7 @@ impl Image {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.during("read", &path)?,
         };
-        let description: Description = serde_json::from_slice(&text)
-            .map_err(|error| store_error("understand", &path, error.into()))?;
+        let description: Description = serde_json::from_slice(&text).during("understand", &path)?;
         Ok(Some(Image {
             id: *id,
             path: path_of(root, id, description.filesystem),

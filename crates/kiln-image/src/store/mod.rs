@@ -11,20 +11,18 @@
 //! tmp/<random>/                     work of a process, locked while it lives
 //! ```
 
-mod files;
 mod image;
 mod workspace;
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 pub use image::{Image, ImageId};
 
 use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
-use crate::rootfs::{self, ImageError, ImageSource};
-use files::{Action, lock_file, sync_directory, write_atomically};
+use crate::publish::{lock_file, make_read_only, sync_directory, write_atomically_via};
+use crate::rootfs::{self, Action, ImageError, ImageSource};
 use workspace::Workspace;
 
 const DIRECTORIES: [&str; 5] = ["images", "memo", "templates", "locks", "tmp"];
@@ -102,12 +100,12 @@ impl ImageStore {
         let name = Image::file_name(filesystem);
         let path = workspace.path().join(&name);
         std::fs::rename(workspace.path().join("rootfs"), &path).during("rename", &path)?;
-        files::make_read_only(&file).during("protect", &path)?;
+        make_read_only(&file).during("protect", &path)?;
         file.sync_all().during("sync", &path)?;
         image.save(workspace.path())?;
-        sync_directory(workspace.path())?;
+        sync_directory(workspace.path()).during("sync", workspace.path())?;
         workspace.publish(&self.image_directory(id))?;
-        sync_directory(&self.root.join("images"))?;
+        self.sync_images()?;
         Ok(image)
     }
 
@@ -117,7 +115,8 @@ impl ImageStore {
 
     /// Excludes other makers and removers of the image until dropped.
     fn lock(&self, id: &ImageId) -> Result<File, ImageError> {
-        lock_file(&self.root.join("locks").join(&id.to_string()[..2]))
+        let path = self.root.join("locks").join(&id.to_string()[..2]);
+        lock_file(&path).during("lock", &path)
     }
 
     /// The image with this id.
@@ -174,7 +173,12 @@ impl ImageStore {
         let workspace = Workspace::create(&self.root)?;
         let (from, to) = (self.image_directory(id), workspace.path().join("removed"));
         std::fs::rename(&from, &to).during("rename", &from)?;
-        sync_directory(&self.root.join("images"))
+        self.sync_images()
+    }
+
+    fn sync_images(&self) -> Result<(), ImageError> {
+        let directory = self.root.join("images");
+        sync_directory(&directory).during("sync", &directory)
     }
 
     /// Notes that the source named `name` (any text that names exactly one content) gave this
@@ -185,7 +189,8 @@ impl ImageStore {
     pub fn remember(&self, name: &str, id: &ImageId) -> Result<(), ImageError> {
         let path = self.memo(name);
         let workspace = Workspace::create(&self.root)?;
-        write_atomically(&path, workspace.path(), id.to_string().as_bytes())
+        write_atomically_via(&path, workspace.path(), id.to_string().as_bytes())
+            .during("write", &path)
     }
 
     /// The image that [`ImageStore::remember`] noted, if it still exists.
@@ -236,13 +241,5 @@ impl ImageStore {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
-    }
-}
-
-fn store_error(action: &'static str, path: &Path, source: io::Error) -> ImageError {
-    ImageError::Store {
-        action,
-        path: path.into(),
-        source,
     }
 }
