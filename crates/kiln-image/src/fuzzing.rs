@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use crate::content::Contents;
 use crate::ext4::{self, Format, Room};
 use crate::limits::{Budget, Limits};
+use crate::oci::{Document, ImageDocument, Overrides, Reference};
 use crate::tree::{LayerRules, Tree};
 
 /// Takes the bytes for two layers, split by the first byte, and writes what comes of them.
@@ -44,6 +45,40 @@ pub fn layers(bytes: &[u8]) {
         room: Room::ReadOnly,
     };
     let _ = ext4::write(&tree, &contents, &out, &format, &mut |_| {});
+}
+
+/// Takes the bytes for every kind of text that a registry, an archive or a user gives, by the first
+/// byte.
+pub fn oci(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let text = String::from_utf8_lossy(bytes);
+    match kind % 6 {
+        0 => {
+            if let Ok(reference) = text.parse::<Reference>() {
+                assert_eq!(reference.to_string().parse().as_ref(), Ok(&reference));
+                assert_eq!(reference.familiar().parse().as_ref(), Ok(&reference));
+            }
+        }
+        1 => {
+            let _ = Document::parse(bytes);
+        }
+        2 => {
+            if let Ok(document) = ImageDocument::parse(bytes) {
+                let _ = document.config.process(&Overrides::default());
+                let again = ImageDocument::parse(&document.to_bytes());
+                assert!(again.is_ok_and(|again| again.config == document.config));
+            }
+        }
+        3 => crate::registry::fuzz_challenge(&text),
+        4 => crate::registry::fuzz_retry_after(&text),
+        _ => {
+            let mut archive = bytes.to_vec();
+            archive.chunks_exact_mut(512).for_each(sum_up);
+            crate::archive::fuzz(&archive);
+        }
+    }
 }
 
 /// Gives what looks like a header a right checksum, which chance would never find.

@@ -2,8 +2,11 @@
 //! outside. It knows nothing of machines or sandboxes.
 
 mod acl;
+mod archive;
+mod blobs;
 mod clone;
 mod content;
+pub mod credentials;
 pub mod debian;
 mod decompress;
 pub mod default_image;
@@ -11,12 +14,16 @@ pub mod download;
 mod ext4;
 #[doc(hidden)]
 pub mod fuzzing;
+mod http;
 pub mod initramfs;
 mod inode;
 pub mod kernel;
+pub mod library;
 mod limits;
+pub mod oci;
 mod progress;
 mod publish;
+pub mod registry;
 mod rootfs;
 mod scratch;
 mod spool;
@@ -24,6 +31,7 @@ mod store;
 mod tar;
 mod tree;
 
+pub use archive::ArchiveError;
 pub use clone::{CloneMethod, clone_file};
 pub use decompress::Compression;
 pub use ext4::Ext4Error;

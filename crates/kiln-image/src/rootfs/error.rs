@@ -105,6 +105,11 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// The layers give another content than the image's config names.
+    #[error(
+        "the layers are not the ones that the image's config names: their plain content differs"
+    )]
+    OtherLayers,
     /// The image is in use.
     #[error("image {0} is in use")]
     InUse(String),

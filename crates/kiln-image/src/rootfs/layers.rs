@@ -45,21 +45,25 @@ pub(super) fn prepare(
     progress.report(ProgressEvent::Step(format!("Reading the {what}")));
     let layers = spool_all(layers, temporary, budget, progress)?;
     let digests: Vec<[u8; 32]> = layers.iter().map(|layer| layer.spooled.digest).collect();
-    let kind = match rules {
-        LayerRules::Overlay => "layers",
-        LayerRules::Plain => "tar",
-        LayerRules::Package => "packages",
-    };
     let stamps = layers.iter().map(|layer| layer.stamp).collect();
     let files = layers.into_iter().map(|layer| layer.spooled.file).collect();
     Ok((
-        content_key(kind, &digests),
+        content_key(kind(rules), &digests),
         Body::Layers {
             files,
             rules,
             stamps,
         },
     ))
+}
+
+/// Part of the key: the same archive means other things under other rules.
+pub(super) fn kind(rules: LayerRules) -> &'static str {
+    match rules {
+        LayerRules::Overlay => "layers",
+        LayerRules::Plain => "tar",
+        LayerRules::Package => "packages",
+    }
 }
 
 fn spool_all(

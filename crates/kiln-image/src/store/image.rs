@@ -21,6 +21,14 @@ impl From<[u8; 32]> for ImageId {
     }
 }
 
+impl ImageId {
+    /// The digest itself.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 impl fmt::Display for ImageId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&hex::encode(self.0))
@@ -134,7 +142,7 @@ impl Image {
     }
 
     /// Whether jails hold hard links to the file.
-    pub(super) fn has_other_names(&self) -> Result<bool, ImageError> {
+    pub(crate) fn has_other_names(&self) -> Result<bool, ImageError> {
         let metadata = std::fs::metadata(&self.path).during("examine", &self.path)?;
         Ok(metadata.nlink() > 1)
     }

@@ -23,7 +23,7 @@ use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
 use crate::publish::{lock_file, make_read_only, sync_directory, write_atomically_via};
 use crate::rootfs::{self, Action, ImageError, ImageSource};
-use workspace::Workspace;
+pub(crate) use workspace::Workspace;
 
 const DIRECTORIES: [&str; 5] = ["images", "memo", "templates", "locks", "tmp"];
 
@@ -65,19 +65,43 @@ impl ImageStore {
         if let Some(image) = fingerprint.as_deref().and_then(|name| self.recall(name)) {
             return Ok(image);
         }
-        let budget = Budget::new(limits);
-        let workspace = Workspace::create(&self.root)?;
-        let material = rootfs::prepare(source, workspace.path(), &budget, progress)?;
-        let id = ImageId::from(material.key);
-        let _lock = self.lock(&id)?;
-        let image = match self.get(&id)? {
-            Some(image) => image,
-            None => self.publish(&id, material, workspace, &budget, progress)?,
-        };
+        let image = self.make(source, None, limits, progress)?;
         if let Some(fingerprint) = fingerprint {
             self.remember(&fingerprint, &image.id)?;
         }
         Ok(image)
+    }
+
+    /// The image that `source` gives, if it is the one that was promised.
+    pub(crate) fn import_exactly(
+        &self,
+        source: ImageSource,
+        promised: &ImageId,
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        self.make(source, Some(promised), limits, progress)
+    }
+
+    fn make(
+        &self,
+        source: ImageSource,
+        promised: Option<&ImageId>,
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let budget = Budget::new(limits);
+        let workspace = Workspace::create(&self.root)?;
+        let material = rootfs::prepare(source, workspace.path(), &budget, progress)?;
+        let id = ImageId::from(material.key);
+        if promised.is_some_and(|promised| *promised != id) {
+            return Err(ImageError::OtherLayers);
+        }
+        let _lock = self.lock(&id)?;
+        match self.get(&id)? {
+            Some(image) => Ok(image),
+            None => self.publish(&id, material, workspace, &budget, progress),
+        }
     }
 
     /// The image that this source gave before, if the source is still the same; never builds one.

@@ -10,7 +10,7 @@ use crate::rootfs::{Action, ImageError};
 
 /// Removed with all it holds when dropped, unless it was published.
 #[derive(Debug)]
-pub(super) struct Workspace {
+pub(crate) struct Workspace {
     path: PathBuf,
     /// Tells the sweep that somebody works here.
     _lock: File,
@@ -18,7 +18,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn create(root: &Path) -> Result<Workspace, ImageError> {
+    pub(crate) fn create(root: &Path) -> Result<Workspace, ImageError> {
         let parent = root.join("tmp");
         // Between making the directory and locking it, the sweep must not look.
         let _quiet = quiet(root)?;
@@ -33,7 +33,7 @@ impl Workspace {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
