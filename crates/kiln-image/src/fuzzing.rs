@@ -44,7 +44,65 @@ pub fn layers(bytes: &[u8]) {
         label: "fuzz",
         room: Room::ReadOnly,
     };
+    if ext4::write(&tree, &contents, &out, &format, &mut |_| {}).is_ok() {
+        crate::export::fuzz(&out);
+    }
+}
+
+/// Takes the bytes for changes to a small image (place and value), and exports what comes of them.
+pub fn export(bytes: &[u8]) {
+    let Ok(image) = memory_file(SMALL_IMAGE.get_or_init(small_image)) else {
+        return;
+    };
+    for change in bytes.chunks_exact(4) {
+        let place = u64::from(u32::from_le_bytes([change[0], change[1], change[2], 0]));
+        if std::os::unix::fs::FileExt::write_all_at(&image, &change[3..], place).is_err() {
+            return;
+        }
+    }
+    crate::export::fuzz(&image);
+}
+
+static SMALL_IMAGE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+
+/// One file, one symlink, one directory.
+fn small_image() -> Vec<u8> {
+    let mut layer = Vec::new();
+    for (name, kind, link, size) in [
+        ("d/", b'5', "", 0),
+        ("d/f", b'0', "", 600),
+        ("s", b'2', "d/f", 0),
+    ] {
+        let mut block = [0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = kind;
+        block[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        sum_up(&mut block);
+        layer.extend(block);
+        layer.resize(layer.len() + usize::div_ceil(size, 512) * 512, b'x');
+    }
+    let budget = Budget::new(&Limits::default());
+    let mut tree = Tree::new();
+    let mut contents = Contents::default();
+    let applied = tree.apply(Cursor::new(&layer), 0, LayerRules::Plain, &budget);
+    let (Ok(()), Ok(file), Ok(out)) = (applied, memory_file(&layer), memory_file(b"")) else {
+        return Vec::new();
+    };
+    contents.layers.push(file);
+    let format = Format {
+        uuid: [7; 16],
+        hash_seed: [1, 2, 3, 4],
+        clock: 1,
+        label: "fuzz",
+        room: Room::ReadOnly,
+    };
     let _ = ext4::write(&tree, &contents, &out, &format, &mut |_| {});
+    let mut image = vec![0; out.metadata().map_or(0, |metadata| metadata.len()) as usize];
+    let _ = std::os::unix::fs::FileExt::read_exact_at(&out, &mut image, 0);
+    image
 }
 
 /// Takes the bytes for every kind of text that a registry, an archive or a user gives, by the first

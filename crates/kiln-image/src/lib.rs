@@ -11,6 +11,7 @@ pub mod debian;
 mod decompress;
 pub mod default_image;
 pub mod download;
+mod export;
 mod ext4;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -34,6 +35,7 @@ mod tree;
 pub use archive::ArchiveError;
 pub use clone::{CloneMethod, clone_file};
 pub use decompress::Compression;
+pub use export::ExportError;
 pub use ext4::Ext4Error;
 pub use inode::EntryName;
 pub use limits::{LimitError, Limits};

@@ -71,7 +71,6 @@ impl Blobs {
     }
 
     /// A small blob, checked.
-    #[allow(dead_code, reason = "saving reads manifests")]
     pub(crate) fn read(&self, digest: Digest, limit: u64) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(file) = self.find(digest, None) else {
             return Ok(None);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::archive::ArchiveError;
+use crate::export::ExportError;
 use crate::oci::{ConfigError, ReferenceError};
 use crate::registry::RegistryError;
 use crate::rootfs::ImageError;
@@ -79,6 +80,15 @@ pub enum LibraryError {
         path: PathBuf,
         /// What is wrong.
         source: ArchiveError,
+    },
+    /// The image cannot be written out.
+    #[error("cannot write out {image}")]
+    Export {
+        /// The image.
+        image: String,
+        /// Why.
+        #[source]
+        source: ExportError,
     },
     /// A thread or a runtime of this process could not do its work.
     #[error("a worker of this process failed")]

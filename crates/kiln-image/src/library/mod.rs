@@ -13,6 +13,7 @@ mod import;
 mod list;
 mod pull;
 mod remove;
+mod save;
 mod sweep;
 
 use std::fs::File;
