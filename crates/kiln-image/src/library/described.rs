@@ -84,18 +84,23 @@ impl ImageLibrary {
         described: &Described,
         image: &Image,
         names: &[Reference],
+        pin: Option<&str>,
     ) -> Result<Option<Record>, LibraryError> {
-        self.enter_record(described.record(image), names)
+        self.enter_record(described.record(image), names, pin)
     }
 
     pub(super) fn enter_record(
         &self,
         record: Record,
         names: &[Reference],
+        pin: Option<&str>,
     ) -> Result<Option<Record>, LibraryError> {
         let _lock = self.catalog.lock()?;
         if self.store.get(&record.rootfs)?.is_none() {
             return Ok(None);
+        }
+        if let Some(owner) = pin {
+            self.catalog.pin(record.id, owner)?;
         }
         self.catalog.save(&record)?;
         for name in names {

@@ -117,7 +117,7 @@ impl ImageLibrary {
         self.keep_documents(&described)?;
         loop {
             let image = self.build_from_blobs(&described, progress)?;
-            if let Some(record) = self.enter(&described, &image, &names)? {
+            if let Some(record) = self.enter(&described, &image, &names, None)? {
                 return Ok(record);
             }
         }
@@ -229,7 +229,7 @@ impl ImageLibrary {
             let id = self.blobs.put(&document.to_bytes())?;
             let record = Record::new(id, document.platform, image.id, document.config);
             let names: Vec<Reference> = request.name.iter().cloned().collect();
-            if let Some(record) = self.enter_record(record, &names)? {
+            if let Some(record) = self.enter_record(record, &names, None)? {
                 return self.describe(&record);
             }
         }

@@ -61,6 +61,8 @@ pub struct PullRequest {
     pub platform: Platform,
     /// Who is asking.
     pub keyring: Keyring,
+    /// Pins the image for this owner before anyone could remove it again.
+    pub pin: Option<String>,
 }
 
 impl PullRequest {
@@ -72,6 +74,7 @@ impl PullRequest {
             policy: PullPolicy::default(),
             platform: Platform::host(),
             keyring: Keyring::anonymous(),
+            pin: None,
         }
     }
 }

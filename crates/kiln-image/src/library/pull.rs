@@ -38,9 +38,8 @@ impl ImageLibrary {
         progress: &dyn Progress,
     ) -> Result<ImageInfo, LibraryError> {
         if request.policy != PullPolicy::Always
-            && let Some(record) = self.here(request)?
+            && let Some(record) = self.take_here(request)?
         {
-            self.catalog.touch(record.id);
             return self.describe(&record);
         }
         if request.policy == PullPolicy::Never {
@@ -59,11 +58,25 @@ impl ImageLibrary {
         loop {
             let image = self.material(&described, &repository, &runtime, progress)?;
             let names = std::slice::from_ref(&request.image);
+            let pin = request.pin.as_deref();
             // Removed between making and naming it: make it again.
-            if let Some(record) = self.enter(&described, &image, names)? {
+            if let Some(record) = self.enter(&described, &image, names, pin)? {
                 return self.describe(&record);
             }
         }
+    }
+
+    /// Notes the use of an image that is here.
+    fn take_here(&self, request: &PullRequest) -> Result<Option<Record>, LibraryError> {
+        let _lock = self.catalog.lock()?;
+        let Some(record) = self.here(request)? else {
+            return Ok(None);
+        };
+        if let Some(owner) = &request.pin {
+            self.catalog.pin(record.id, owner)?;
+        }
+        self.catalog.touch(record.id);
+        Ok(Some(record))
     }
 
     /// The image if it is here, whole, and for the right machine.
