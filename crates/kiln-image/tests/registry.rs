@@ -764,3 +764,384 @@ fn layers_other_than_the_config_names_are_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn passwords_stay_with_the_registry_when_it_redirects() {
+    needs_tools!("passwords_stay_with_the_registry_when_it_redirects");
+    let bench = Bench::new(false);
+    let elsewhere = Proxy::start(&bench.registry.address, |seen| {
+        match seen.headers.contains_key("authorization") {
+            true => Act::Answer("400 Bad Request".into(), vec![], b"two proofs".to_vec()),
+            false => Act::Pass,
+        }
+    });
+    let target = elsewhere.address.clone();
+    let registry = Proxy::start(&bench.registry.address, move |seen| {
+        let proof = seen.headers.get("authorization").map(String::as_str);
+        if proof != Some("Basic a2lsbjpzZWNyZXQ=") {
+            let challenge = "WWW-Authenticate: Basic realm=\"x\"".to_owned();
+            return Act::Answer("401 Unauthorized".into(), vec![challenge], vec![]);
+        }
+        match seen.path.contains("/blobs/") {
+            true => {
+                let location = format!("Location: http://{target}{}", seen.path);
+                Act::Answer("307 Temporary Redirect".into(), vec![location], vec![])
+            }
+            false => Act::Pass,
+        }
+    });
+    let wanted = PullRequest {
+        keyring: Keyring::anonymous().with(registry.address.clone(), basic("secret")),
+        ..request(&registry.address, "team/app:1")
+    };
+    bench.library("store").pull(&wanted, &Silent).unwrap();
+    assert_eq!(elsewhere.count("/blobs/"), 4);
+}
+
+#[test]
+fn hostile_registries_are_refused() {
+    needs_tools!("hostile_registries_are_refused");
+    let bench = Bench::new(false);
+    let against = |act: Box<dyn Fn(&support::registry::Seen) -> Act + Send + Sync>| {
+        let proxy = Proxy::start(&bench.registry.address, act);
+        let library = bench.library(&format!("store-{}", proxy.address));
+        let error = pull(&library, &proxy.address, "team/app:1").unwrap_err();
+        assert!(library.store().list().unwrap().is_empty());
+        error
+    };
+    let huge = against(Box::new(|_| {
+        Act::Answer("200 OK".into(), vec![], vec![b' '; 5 << 20])
+    }));
+    assert!(
+        matches!(
+            huge,
+            LibraryError::Registry(RegistryError::WrongSize { .. })
+        ),
+        "{huge}"
+    );
+    let round = against(Box::new(|seen| {
+        let location = format!("Location: {}", seen.path);
+        Act::Answer("302 Found".into(), vec![location], vec![])
+    }));
+    assert!(
+        matches!(
+            round,
+            LibraryError::Registry(RegistryError::TooManyRedirects { .. })
+        ),
+        "{round}"
+    );
+    let local = against(Box::new(|_| {
+        Act::Answer(
+            "302 Found".into(),
+            vec!["Location: file:///etc/passwd".into()],
+            vec![],
+        )
+    }));
+    assert!(
+        matches!(
+            local,
+            LibraryError::Registry(RegistryError::InvalidUrl { .. })
+        ),
+        "{local}"
+    );
+    let html = against(Box::new(|_| {
+        Act::Answer("200 OK".into(), vec![], b"<html>".to_vec())
+    }));
+    assert!(
+        matches!(html, LibraryError::Registry(RegistryError::Manifest { .. })),
+        "{html}"
+    );
+    let nested = against(Box::new(|seen| {
+        let own = seen.path.rsplit('/').next().unwrap_or_default();
+        let digest = if own.starts_with("sha256") {
+            own
+        } else {
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        };
+        let index =
+            format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":5}}]}}"#);
+        Act::Answer("200 OK".into(), vec![], index.into_bytes())
+    }));
+    assert!(
+        matches!(
+            nested,
+            LibraryError::Registry(RegistryError::WrongDigest { .. })
+        ),
+        "{nested}"
+    );
+    let endless = against(Box::new(|_| {
+        Act::Answer(
+            "401 Unauthorized".into(),
+            vec!["WWW-Authenticate: Bearer realm=\"http://127.0.0.1:1/\"".into()],
+            vec![],
+        )
+    }));
+    assert!(
+        matches!(
+            endless,
+            LibraryError::Registry(RegistryError::Connect { .. })
+        ),
+        "{endless}"
+    );
+}
+
+#[test]
+fn an_image_that_is_too_much_is_refused_before_it_is_fetched() {
+    needs_tools!("an_image_that_is_too_much_is_refused_before_it_is_fetched");
+    let bench = Bench::new(false);
+    for limits in [
+        Limits {
+            layers: 2,
+            ..Limits::default()
+        },
+        Limits {
+            layer_bytes: 1_000_000,
+            ..Limits::default()
+        },
+        Limits {
+            total_bytes: 2_000_000,
+            ..Limits::default()
+        },
+    ] {
+        let proxy = Proxy::start(&bench.registry.address, |_| Act::Pass);
+        let library = bench.library_with("store", LibraryConfig { limits, ..config() });
+        let error = pull(&library, &proxy.address, "team/app:1").unwrap_err();
+        assert!(matches!(error, LibraryError::Image(_)), "{error}");
+        assert_eq!(proxy.count("/blobs/"), 1, "only the config");
+    }
+}
+
+/// Not a test of its own: a process with an environment of its own.
+#[test]
+fn child_that_pulls() {
+    let (Ok(root), Ok(image)) = (std::env::var("CHILD_LIBRARY"), std::env::var("CHILD_IMAGE"))
+    else {
+        return;
+    };
+    let mut config = config();
+    config.registries.patience.attempts = 1;
+    let image: kiln_image::oci::Reference = image.parse().unwrap();
+    let setting = RegistrySetting {
+        insecure: Some(std::env::var_os("CHILD_TLS").is_none()),
+        mirrors: vec![],
+    };
+    config
+        .registries
+        .registries
+        .insert(image.registry().to_owned(), setting);
+    let library = ImageLibrary::open(root, config).unwrap();
+    let request = PullRequest {
+        keyring: Keyring::of_user(),
+        ..PullRequest::new(image)
+    };
+    library.pull(&request, &Silent).unwrap();
+}
+
+fn child(root: &Path, image: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child_that_pulls", "--nocapture"])
+        .env("CHILD_LIBRARY", root)
+        .env("CHILD_IMAGE", image)
+        .env_remove("XDG_RUNTIME_DIR")
+        .env_remove("REGISTRY_AUTH_FILE")
+        .env("HOME", root.parent().unwrap());
+    command
+}
+
+#[test]
+fn credentials_are_found_where_docker_and_podman_keep_them() {
+    use std::os::unix::fs::PermissionsExt;
+    needs_tools!("credentials_are_found_where_docker_and_podman_keep_them");
+    let bench = Bench::new(true);
+    let address = &bench.registry.address;
+    let image = format!("{address}/team/app:1");
+    let home = bench.directory.path();
+    let try_it = |name: &str, path: Option<&Path>| {
+        let mut command = child(&bench.root(name), &image);
+        if let Some(path) = path {
+            let paths = std::env::var("PATH").unwrap();
+            command.env("PATH", format!("{}:{paths}", path.display()));
+        }
+        let output = command.output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (succeeded, output) = try_it("none", None);
+    assert!(!succeeded && output.contains("Unauthorized"), "{output}");
+    // Docker.
+    std::fs::create_dir_all(home.join(".docker")).unwrap();
+    let docker = home.join(".docker/config.json");
+    std::fs::write(
+        &docker,
+        format!(r#"{{"auths":{{"{address}":{{"auth":"a2lsbjpzZWNyZXQ="}}}}}}"#),
+    )
+    .unwrap();
+    assert!(try_it("docker", None).0);
+    // Podman, for a part of the registry.
+    std::fs::remove_file(&docker).unwrap();
+    std::fs::create_dir_all(home.join(".config/containers")).unwrap();
+    let podman = home.join(".config/containers/auth.json");
+    std::fs::write(
+        &podman,
+        format!(r#"{{"auths":{{"{address}/team":{{"auth":"a2lsbjpzZWNyZXQ="}}}}}}"#),
+    )
+    .unwrap();
+    assert!(try_it("podman", None).0);
+    std::fs::remove_file(&podman).unwrap();
+    // Helpers: one that knows, one that does not, one that fails, one that is not there.
+    let bin = home.join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = get ] && [ \"$(cat)\" = {address} ] && echo '{{\"Username\":\"kiln\",\"Secret\":\"secret\"}}'\n"
+    );
+    let scripts = [
+        ("knows", script.as_str()),
+        (
+            "empty",
+            "#!/bin/sh\necho credentials not found in native keychain\nexit 1\n",
+        ),
+        ("fails", "#!/bin/sh\necho s3cr3t; exit 1\n"),
+    ];
+    for (name, script) in scripts {
+        let path = bin.join(format!("docker-credential-{name}"));
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for (name, expected) in [
+        ("knows", Ok(())),
+        ("empty", Err("Unauthorized")),
+        ("fails", Err("Helper")),
+        ("absent", Err("Helper")),
+    ] {
+        for key in [
+            format!(r#"{{"credHelpers":{{"{address}":"{name}"}}}}"#),
+            format!(r#"{{"credsStore":"{name}"}}"#),
+        ] {
+            std::fs::write(&docker, &key).unwrap();
+            let (succeeded, output) = try_it(&format!("helper-{name}"), Some(&bin));
+            match expected {
+                Ok(()) => assert!(succeeded, "{output}"),
+                Err(word) => assert!(
+                    !succeeded && output.contains(word) && !output.contains("s3cr3t"),
+                    "{output}"
+                ),
+            }
+        }
+    }
+}
+
+#[test]
+fn certificates_are_checked() {
+    needs_tools!("certificates_are_checked");
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name).display().to_string();
+    let openssl = |arguments: &[&str]| {
+        let output = std::process::Command::new("openssl")
+            .args(arguments)
+            .output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let (authority, authority_key) = (at("authority.pem"), at("authority-key.pem"));
+    let (request, key, certificate, names) =
+        (at("request"), at("key.pem"), at("cert.pem"), at("names"));
+    std::fs::write(&names, "subjectAltName=DNS:localhost\n").unwrap();
+    let curve = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ];
+    let made = openssl(
+        &[
+            &[
+                "req",
+                "-x509",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=authority",
+                "-keyout",
+                &authority_key,
+                "-out",
+                &authority,
+            ][..],
+            &curve,
+        ]
+        .concat(),
+    ) && openssl(
+        &[
+            &[
+                "req",
+                "-subj",
+                "/CN=localhost",
+                "-keyout",
+                &key,
+                "-out",
+                &request,
+            ][..],
+            &curve,
+        ]
+        .concat(),
+    ) && openssl(&[
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        &request,
+        "-CA",
+        &authority,
+        "-CAkey",
+        &authority_key,
+        "-CAcreateserial",
+        "-extfile",
+        &names,
+        "-out",
+        &certificate,
+    ]);
+    if !made {
+        return skip("certificates_are_checked", "no openssl");
+    }
+    let registry = Registry::start_with(&format!(
+        "  tls:\n    certificate: {}\n    key: {}\n",
+        certificate, key
+    ));
+    let mut layout = Layout::new(temp.path().join("layout"));
+    let image = layout.image(
+        &kiln_image::oci::Platform::host().architecture,
+        "{}",
+        &layers()[..1],
+    );
+    layout.tag(&image, "x");
+    registry.push(&layout.path, "x", "app:1", &[]);
+    let image = format!(
+        "localhost:{}/app:1",
+        registry.address.rsplit(':').next().unwrap()
+    );
+    let run = |name: &str, trusted: Option<&str>| {
+        let mut command = child(&temp.path().join(name), &image);
+        command.env("CHILD_TLS", "1").env_remove("SSL_CERT_DIR");
+        match trusted {
+            Some(path) => command.env("SSL_CERT_FILE", path),
+            None => command.env_remove("SSL_CERT_FILE"),
+        };
+        let output = command.output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (trusted, output) = run("trusted", Some(&authority));
+    assert!(trusted, "{output}");
+    let (untrusted, output) = run("untrusted", None);
+    assert!(
+        !untrusted && output.contains("InvalidCertificate"),
+        "{output}"
+    );
+}

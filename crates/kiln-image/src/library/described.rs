@@ -5,8 +5,9 @@ use bytes::Bytes;
 use super::ImageLibrary;
 use super::catalog::Record;
 use super::error::LibraryError;
+use crate::limits::{LimitError, Limits};
 use crate::oci::{Digest, ImageDocument, Manifest, Platform, Reference};
-use crate::rootfs::layers_key;
+use crate::rootfs::{ImageError, layers_key};
 use crate::store::{Image, ImageId};
 
 /// Manifest and config, which fit together and the platform.
@@ -48,6 +49,31 @@ impl Described {
             config_bytes,
             document,
         })
+    }
+
+    /// Refuses what would be too much before any of it is fetched: no layer is larger packed than
+    /// plain.
+    pub(super) fn check_limits(&self, limits: &Limits) -> Result<(), ImageError> {
+        let layers = &self.manifest.layers;
+        if layers.len() > limits.layers {
+            return Err(ImageError::Layers {
+                found: layers.len(),
+                limit: limits.layers,
+            });
+        }
+        if let Some(layer) = layers.iter().find(|layer| layer.size > limits.layer_bytes) {
+            return Err(ImageError::LayerTooLarge {
+                what: format!("layer {}", layer.digest.short()),
+                limit: limits.layer_bytes,
+            });
+        }
+        if self.manifest.layer_bytes() > limits.total_bytes {
+            return Err(ImageError::Limit {
+                what: "the image".to_owned(),
+                limit: LimitError::Total(limits.total_bytes),
+            });
+        }
+        Ok(())
     }
 
     /// The block image that the layers give, known before they are.

@@ -111,6 +111,7 @@ impl ImageLibrary {
         };
         let shown = taking.request.path.display().to_string();
         let described = Described::new(&shown, &taking.request.platform, manifest, image.config)?;
+        described.check_limits(&self.config.limits)?;
         if !fresh {
             self.take_addressed(taking, &described.manifest)?;
         }

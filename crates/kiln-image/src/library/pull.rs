@@ -54,6 +54,7 @@ impl ImageLibrary {
         let repository =
             Repository::new(&request.image, &self.config.registries, &request.keyring)?;
         let described = runtime.block_on(resolve(&repository, request))?;
+        described.check_limits(&self.config.limits)?;
         self.keep_documents(&described)?;
         loop {
             let image = self.material(&described, &repository, &runtime, progress)?;

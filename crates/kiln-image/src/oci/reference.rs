@@ -99,12 +99,11 @@ impl Reference {
             return full;
         };
         let short = rest.strip_prefix(OFFICIAL).unwrap_or(rest);
-        // Not where the short form would be read otherwise: `library/a/b`, or a first part that
-        // looks like a host.
-        match short.parse::<Reference>() {
-            Ok(parsed) if parsed == *self => short.to_owned(),
-            _ => rest.to_owned(),
-        }
+        // Not where it would be read otherwise: `library/a/b`, or a first part that looks like a
+        // host.
+        let means_this = |text: &&str| text.parse::<Reference>().as_ref() == Ok(self);
+        let shortest = [short, rest].into_iter().find(means_this);
+        shortest.map_or_else(|| full.clone(), str::to_owned)
     }
 }
 
@@ -334,6 +333,7 @@ mod tests {
             ("docker.io/library/alpine:3", "alpine:3"),
             ("docker.io/user/app", "user/app:latest"),
             ("ghcr.io/x/y", "ghcr.io/x/y:latest"),
+            ("docker.io/r.io/r.io", "docker.io/r.io/r.io:latest"),
         ] {
             assert_eq!(long.parse::<Reference>().unwrap().familiar(), short);
         }

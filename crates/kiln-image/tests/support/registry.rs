@@ -52,6 +52,15 @@ impl Registry {
         } else {
             String::new()
         };
+        Registry::start_in(directory, &auth)
+    }
+
+    /// With more lines of its configuration, which continue the part about HTTP.
+    pub(crate) fn start_with(lines: &str) -> Registry {
+        Registry::start_in(tempfile::tempdir().unwrap(), lines)
+    }
+
+    fn start_in(directory: tempfile::TempDir, auth: &str) -> Registry {
         // Another program may take the port in between: try again then.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0")
