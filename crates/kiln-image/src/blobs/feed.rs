@@ -51,6 +51,11 @@ impl Feed {
         self.changed.notify_all();
     }
 
+    /// Whether some bytes were wrong for a while.
+    pub(crate) fn was_restarted(&self) -> bool {
+        self.lock().restarts > 0
+    }
+
     /// All bytes are there and verified.
     pub(crate) fn finish(&self) {
         self.end(End::Whole);
@@ -95,21 +100,6 @@ pub(crate) struct Follower {
 #[derive(Debug, thiserror::Error)]
 #[error("what was fetched so far was wrong and is fetched anew")]
 struct Restarted;
-
-/// Whether a reader failed only because it must begin anew.
-pub(crate) fn is_restart(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        if inner.is_some_and(|inner| inner.is::<Restarted>()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
 
 impl Follower {
     /// Waits for more than what was read; `None` at the verified end.
@@ -190,10 +180,11 @@ mod tests {
         let mut reader = feed.follow();
         feed.restart();
         let error = reader.read(&mut [0; 4]).unwrap_err();
-        assert!(is_restart(&error));
+        assert!(error.to_string().contains("anew"), "{error}");
+        assert!(feed.was_restarted());
         let mut reader = feed.follow();
         feed.fail();
         let error = reader.read(&mut [0; 4]).unwrap_err();
-        assert!(!is_restart(&error));
+        assert!(error.to_string().contains("failed"), "{error}");
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use feed::{Feed, is_restart};
+pub(crate) use feed::Feed;
 pub(crate) use partial::{Partial, digest_of};
 
 use crate::oci::Digest;

@@ -12,7 +12,7 @@ use super::described::Described;
 use super::error::LibraryError;
 use super::fetch::Fetch;
 use super::{ImageInfo, ImageLibrary, PullPolicy, PullRequest};
-use crate::blobs::{Feed, is_restart};
+use crate::blobs::Feed;
 use crate::oci::{Descriptor, Digest, Document, Manifest};
 use crate::progress::{Progress, ProgressEvent};
 use crate::registry::{RegistryError, Repository};
@@ -50,14 +50,15 @@ impl ImageLibrary {
             "Pulling {}",
             request.image.familiar()
         )));
-        let runtime = runtime()?;
+        let worker = Worker::new()?;
+        let runtime = worker.runtime()?;
         let repository =
             Repository::new(&request.image, &self.config.registries, &request.keyring)?;
         let described = runtime.block_on(resolve(&repository, request))?;
         described.check_limits(&self.config.limits)?;
         self.keep_documents(&described)?;
         loop {
-            let image = self.material(&described, &repository, &runtime, progress)?;
+            let image = self.material(&described, &repository, runtime, progress)?;
             let names = std::slice::from_ref(&request.image);
             let pin = request.pin.as_deref();
             // Removed between making and naming it: make it again.
@@ -151,12 +152,8 @@ impl ImageLibrary {
                 fetched.store(true, Ordering::Relaxed);
                 result
             });
-            let mut built = self.build(id, &layers, &quiet);
-            // A wrong start that came right in the end: read it anew.
-            if built.as_ref().is_err_and(|error| is_restart(error)) {
-                built = self.build(id, &layers, &quiet);
-            }
-            if built.is_err() {
+            let built = self.build(id, &layers, &quiet);
+            if built.as_ref().is_err_and(is_final) {
                 stop.notify_one();
             }
             (downloading.join(), built)
@@ -164,6 +161,12 @@ impl ImageLibrary {
         match download.map_err(|_| LibraryError::Worker)? {
             // The cause, where the build only saw its input end.
             Some(Err(error)) => Err(error),
+            // What it read was wrong, and came right in the end.
+            Some(Ok(()))
+                if built.is_err() && layers.iter().any(|(_, feed)| feed.was_restarted()) =>
+            {
+                Ok(self.build(id, &layers, &quiet)?)
+            }
             _ => Ok(built?),
         }
     }
@@ -183,6 +186,19 @@ impl ImageLibrary {
     }
 }
 
+/// Whether no other bytes could have made it better. All else may come from bytes that turn out
+/// wrong only at the end of a layer.
+fn is_final(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Limit { .. }
+            | ImageError::LayerTooLarge { .. }
+            | ImageError::Layers { .. }
+            | ImageError::Store { .. }
+            | ImageError::Ext4(_)
+    )
+}
+
 /// While layers come in, their bytes are the progress; the work on them shows afterwards.
 struct WhileFetching<'a> {
     inner: &'a dyn Progress,
@@ -198,11 +214,29 @@ impl Progress for WhileFetching<'_> {
     }
 }
 
-fn runtime() -> Result<Runtime, LibraryError> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|_| LibraryError::Worker)
+/// The runtime of one pull. A thread of it may be waiting for another process's download when the
+/// pull has failed already; it must not hold up the answer.
+struct Worker(Option<Runtime>);
+
+impl Worker {
+    fn new() -> Result<Worker, LibraryError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        Ok(Worker(Some(runtime.map_err(|_| LibraryError::Worker)?)))
+    }
+
+    fn runtime(&self) -> Result<&Runtime, LibraryError> {
+        self.0.as_ref().ok_or(LibraryError::Worker)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Asks what the reference means: the build for the platform, and its config.
