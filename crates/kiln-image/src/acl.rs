@@ -132,6 +132,32 @@ pub(crate) fn to_ext4(value: &[u8]) -> Option<Vec<u8>> {
     Some(disk)
 }
 
+/// Turns ext4's form back into the value of `system.posix_acl_*`; `None` if it is malformed.
+pub(crate) fn from_ext4(disk: &[u8]) -> Option<Vec<u8>> {
+    let (version, mut rest) = disk.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*version) != EXT4_VERSION {
+        return None;
+    }
+    let mut value = XATTR_VERSION.to_le_bytes().to_vec();
+    while !rest.is_empty() {
+        let (entry, after) = rest.split_first_chunk::<4>()?;
+        value.extend(entry);
+        rest = match u16::from_le_bytes([entry[0], entry[1]]) {
+            USER | GROUP => {
+                let (id, after) = after.split_first_chunk::<4>()?;
+                value.extend(id);
+                after
+            }
+            USER_OWNER | GROUP_OWNER | MASK | OTHER => {
+                value.extend(NO_ID.to_le_bytes());
+                after
+            }
+            _ => return None,
+        };
+    }
+    Some(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

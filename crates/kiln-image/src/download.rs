@@ -9,23 +9,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{HOST, LOCATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::Error as ClientError;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::time::timeout;
 
+use crate::http::{self, AGENT, HttpClient, MAX_REDIRECTS};
 use crate::progress::{Progress, ProgressEvent};
 use crate::publish::{parent, sync_directory};
 
-const MAX_REDIRECTS: usize = 5;
 const MAX_SIZE: u64 = 1 << 30;
 const STALL: Duration = Duration::from_secs(30);
 /// How often progress is told: every this many bytes.
@@ -227,7 +223,7 @@ pub(crate) fn redirect_blocking(url: &str) -> Result<String, DownloadError> {
         .build()
         .map_err(|source| DownloadError::Runtime { source })?;
     let from = parse(url)?;
-    let response = runtime.block_on(ask(&client(), &download, &from))?;
+    let response = runtime.block_on(ask(&http::client(download.stall), &download, &from))?;
     if !response.status().is_redirection() {
         return Err(DownloadError::Status {
             url: url.to_owned(),
@@ -239,27 +235,12 @@ pub(crate) fn redirect_blocking(url: &str) -> Result<String, DownloadError> {
     redirected(&from, location.unwrap_or_default()).map(|target| target.to_string())
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
-
-fn client() -> HttpClient {
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    // The host's certificates, which may include a company's own; built-in ones where it has none.
-    let builder = HttpsConnectorBuilder::new();
-    let builder = match builder.with_native_roots() {
-        Ok(builder) => builder,
-        Err(_) => HttpsConnectorBuilder::new().with_webpki_roots(),
-    };
-    let connector = builder.https_or_http().enable_http1().wrap_connector(http);
-    Client::builder(TokioExecutor::new()).build(connector)
-}
-
 /// Asks for the URL and the ones it redirects to, until one answers with content.
 async fn follow(
     download: &Download<'_>,
     mut url: Uri,
 ) -> Result<Response<Incoming>, DownloadError> {
-    let client = client();
+    let client = http::client(download.stall);
     for _ in 0..=MAX_REDIRECTS {
         let response = ask(&client, download, &url).await?;
         let status = response.status();
@@ -295,8 +276,8 @@ async fn ask(
     let host = url.authority().ok_or_else(|| invalid("it has no host"))?;
     let request = Request::get(url.clone())
         .header(HOST, host.as_str())
-        .header(USER_AGENT, concat!("kiln/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::new())
+        .header(USER_AGENT, AGENT)
+        .body(Full::default())
         .map_err(|_| invalid("it cannot be asked for"))?;
     let answer = timeout(download.stall, client.request(request)).await;
     let answer = answer.map_err(|_| stalled(download))?;
@@ -306,42 +287,18 @@ async fn ask(
     })
 }
 
-/// Where a redirect leads. Content is checked by digest in any case, but asking over plain HTTP
-/// would still show everyone on the way what is fetched.
 fn redirected(from: &Uri, location: &str) -> Result<Uri, DownloadError> {
-    let invalid = |problem| DownloadError::InvalidUrl {
+    http::redirected(from, location).map_err(|problem| DownloadError::InvalidUrl {
         url: from.to_string(),
         problem,
-    };
-    if location.is_empty() {
-        return Err(invalid("it redirects to nowhere"));
-    }
-    let target = if location.starts_with('/') && !location.starts_with("//") {
-        let scheme = from.scheme_str().unwrap_or_default();
-        let authority = from
-            .authority()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        parse(&format!("{scheme}://{authority}{location}"))?
-    } else {
-        parse(location)?
-    };
-    if from.scheme_str() == Some("https") && target.scheme_str() != Some("https") {
-        return Err(invalid("it redirects from HTTPS to plain HTTP"));
-    }
-    Ok(target)
+    })
 }
 
 fn parse(url: &str) -> Result<Uri, DownloadError> {
-    let invalid = |problem| DownloadError::InvalidUrl {
+    http::parse_url(url).map_err(|problem| DownloadError::InvalidUrl {
         url: url.to_owned(),
         problem,
-    };
-    let parsed: Uri = url.parse().map_err(|_| invalid("it cannot be read"))?;
-    match parsed.scheme_str() {
-        Some("http" | "https") if parsed.authority().is_some() => Ok(parsed),
-        _ => Err(invalid("it is neither http nor https")),
-    }
+    })
 }
 
 /// Writes the body to `file`, checking size and digest on the way.
@@ -423,34 +380,5 @@ fn stalled(download: &Download<'_>) -> DownloadError {
     DownloadError::Stalled {
         url: download.url.to_owned(),
         seconds,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn redirect(from: &str, location: &str) -> Result<String, DownloadError> {
-        redirected(&parse(from).unwrap(), location).map(|uri| uri.to_string())
-    }
-
-    #[test]
-    fn redirects_keep_the_host_or_name_another() {
-        let from = "https://a.example/old?x=1";
-        assert_eq!(redirect(from, "/new").unwrap(), "https://a.example/new");
-        assert_eq!(
-            redirect(from, "https://b.example/c").unwrap(),
-            "https://b.example/c"
-        );
-        for location in ["", "new", "//b.example/c", "ftp://b.example/c"] {
-            assert!(redirect(from, location).is_err(), "{location}");
-        }
-    }
-
-    #[test]
-    fn a_redirect_never_leaves_https() {
-        let refused = redirect("https://a.example/", "http://a.example/");
-        assert!(matches!(refused, Err(DownloadError::InvalidUrl { .. })));
-        assert!(redirect("http://a.example/", "https://a.example/").is_ok());
     }
 }

@@ -1,31 +1,79 @@
 //! Writing files so that a reader sees all of them or nothing.
 //!
-//! Owns the temp, fsync, rename, fsync-of-the-directory sequence and the recognition of files that
-//! have not changed since they were last verified.
+//! Owns the temp, fsync, rename, fsync-of-the-directory sequence, locks between processes, and the
+//! recognition of files that have not changed since they were last verified.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Writes `bytes` to `path` through a temporary file beside it.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = parent(path)?;
+    write_atomically_via(path, parent(path)?, bytes)
+}
+
+/// Writes `bytes` to `path` through a file in `temporary`, on the same filesystem: for directories
+/// where half-written files must not show even for a moment.
+pub(crate) fn write_atomically_via(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".partial-")
-        .tempfile_in(directory)?;
+        .tempfile_in(temporary)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    sync_directory(directory)
+    sync_directory(parent(path)?)
 }
 
 /// Makes a rename or creation inside `directory` durable.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Everyone may read it, nobody write.
+pub(crate) fn make_read_only(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o444))
+}
+
+/// Takes the lock at `path`, waiting for it. Threads of one process exclude each other too. The
+/// file stays behind; it is the name that everybody meets at.
+pub(crate) fn lock_file(path: &Path) -> io::Result<File> {
+    let file = open_lock(path)?;
+    flock_waiting(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+/// Opens a lock file without locking it.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
+/// Locks an open file, signals or not.
+pub(crate) fn flock_waiting(file: &File, operation: FlockOperation) -> io::Result<()> {
+    loop {
+        match flock(file, operation) {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+/// Locks an open file if that needs no waiting; says whether it did.
+pub(crate) fn flock_at_once(file: &File, operation: FlockOperation) -> io::Result<bool> {
+    match flock_waiting(file, operation) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The directory that holds `path`.

@@ -138,6 +138,12 @@ pub(super) const TOOLS: &[Tool] = &[
         ONLY_TEST,
         "a real registry to pull from",
     ),
+    program(
+        "openssl",
+        "openssl",
+        ONLY_TEST,
+        "certificates for registries under test",
+    ),
 ];
 
 #[cfg(test)]

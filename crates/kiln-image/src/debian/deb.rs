@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::compressed::Compression;
+use crate::decompress::Compression;
 
 const MAGIC: &[u8] = b"!<arch>\n";
 const HEADER: usize = 60;
@@ -134,8 +134,9 @@ impl DebPackage {
             source,
         };
         file.seek(SeekFrom::Start(data.offset)).map_err(read)?;
-        let compressed = io::BufReader::with_capacity(1 << 16, file.take(data.length));
-        compression.decoder(compressed, MAX_UNPACKED).map_err(read)
+        compression
+            .first(file.take(data.length), MAX_UNPACKED)
+            .map_err(read)
     }
 }
 

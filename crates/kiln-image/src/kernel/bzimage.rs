@@ -7,7 +7,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::compressed::Compression;
+use crate::decompress::Compression;
 
 /// Protocol 2.08 brought `payload_offset` and `payload_length` (Linux 2.6.26).
 const MIN_PROTOCOL: u16 = 0x0208;
@@ -66,7 +66,7 @@ pub fn extract_vmlinux(image: &[u8]) -> Result<Vec<u8>, BzImageError> {
                 "something this reader does not know",
             )),
             kind => kind
-                .decode_all(payload, MAX_VMLINUX)
+                .decode_first(payload, MAX_VMLINUX)
                 .map_err(BzImageError::Decompress),
         },
     }

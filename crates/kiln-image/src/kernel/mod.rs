@@ -27,8 +27,8 @@ pub use modinfo::{ModuleError, ModuleInfo, decompress as decompress_module, modu
 pub use modules::ModulesError;
 pub use store::KernelStore;
 
-use crate::compressed::Compression;
 use crate::debian::{AptError, DebError, FilesError};
+use crate::decompress::Compression;
 use crate::download::DownloadError;
 use modules::GuestModule;
 use store::Input;
@@ -212,12 +212,13 @@ fn bootable(image: Vec<u8>, origin: &str) -> Result<(Vec<u8>, Option<String>), K
     }
     let image = match Compression::detect(&image) {
         Compression::None => image,
-        kind => kind
-            .decode_all(&image, MAX_KERNEL)
-            .map_err(|source| KernelError::Decompress {
-                origin: origin(),
-                source,
-            })?,
+        kind => {
+            kind.decode_first(&image, MAX_KERNEL)
+                .map_err(|source| KernelError::Decompress {
+                    origin: origin(),
+                    source,
+                })?
+        }
     };
     let is_arm_image = image.get(0x38..0x3c) == Some(b"ARM\x64");
     if !(architecture == Architecture::Aarch64 && is_arm_image) {

@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use super::elf::{ElfError, section};
-use crate::compressed::Compression;
+use crate::decompress::Compression;
 
 /// The largest modules (graphics drivers) are 10 MiB; with debug information 100.
 const MAX_MODULE: u64 = 128 << 20;
@@ -41,7 +41,7 @@ pub fn decompress(file: Vec<u8>) -> Result<Vec<u8>, ModuleError> {
     match Compression::detect(&file) {
         Compression::None => Ok(file),
         kind => kind
-            .decode_all(&file, MAX_MODULE)
+            .decode_first(&file, MAX_MODULE)
             .map_err(ModuleError::Decompress),
     }
 }

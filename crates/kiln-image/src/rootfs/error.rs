@@ -1,7 +1,7 @@
 //! Why a source does not become an image.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::filesystem::FilesystemFault;
 use crate::ext4::Ext4Error;
@@ -105,6 +105,11 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// The layers give another content than the image's config names.
+    #[error(
+        "the layers are not the ones that the image's config names: their plain content differs"
+    )]
+    OtherLayers,
     /// The image is in use.
     #[error("image {0} is in use")]
     InUse(String),
@@ -131,7 +136,7 @@ impl ImageError {
         false
     }
 
-    pub(super) fn spool(what: &str, temporary: &std::path::Path, error: SpoolError) -> ImageError {
+    pub(super) fn spool(what: &str, temporary: &Path, error: SpoolError) -> ImageError {
         let what = what.to_owned();
         match error {
             SpoolError::Read(source) => ImageError::Read { what, source },
@@ -152,5 +157,20 @@ impl From<ApplyError> for ImageError {
             ApplyError::Tar(error) => error.into(),
             ApplyError::Tree(error) => error.into(),
         }
+    }
+}
+
+/// Says what was tried on the store's own files, and on which.
+pub(crate) trait Action<T> {
+    fn during(self, action: &'static str, path: &Path) -> Result<T, ImageError>;
+}
+
+impl<T, E: Into<io::Error>> Action<T> for Result<T, E> {
+    fn during(self, action: &'static str, path: &Path) -> Result<T, ImageError> {
+        self.map_err(|error| ImageError::Store {
+            action,
+            path: path.into(),
+            source: error.into(),
+        })
     }
 }

@@ -119,12 +119,7 @@ impl Archives {
 /// The content key of archives with these digests, if all are known.
 fn key(rules: LayerRules, digests: impl Iterator<Item = Option<[u8; 32]>>) -> Option<[u8; 32]> {
     let digests: Option<Vec<[u8; 32]>> = digests.collect();
-    let kind = match rules {
-        LayerRules::Overlay => "layers",
-        LayerRules::Plain => "tar",
-        LayerRules::Package => "packages",
-    };
-    Some(content_key(kind, &digests?))
+    Some(content_key(kind(rules), &digests?))
 }
 
 /// The digests of all archives; those that are not known yet are computed, until `stop`.
@@ -140,6 +135,15 @@ fn digests(files: &[File], facts: &[Facts], stop: &AtomicBool) -> io::Result<Vec
 struct Layer {
     spooled: Spooled,
     stamp: Option<Stamp>,
+}
+
+/// Part of the key: the same archive means other things under other rules.
+pub(super) fn kind(rules: LayerRules) -> &'static str {
+    match rules {
+        LayerRules::Overlay => "layers",
+        LayerRules::Plain => "tar",
+        LayerRules::Package => "packages",
+    }
 }
 
 fn spool_all(

@@ -12,8 +12,9 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
+pub(crate) use error::Action;
 pub use error::ImageError;
 pub(crate) use filesystem::identify;
 pub use filesystem::{Filesystem, FilesystemFault};
@@ -23,6 +24,7 @@ use crate::content::{Contents, Stamp};
 use crate::decompress::Compression;
 use crate::ext4::{self, Format, Room, Unsealed};
 use crate::limits::Budget;
+use crate::oci::Digest;
 use crate::progress::{Progress, ProgressEvent};
 use crate::tree::{LayerRules, Tree};
 use layers::Archives;
@@ -426,6 +428,12 @@ fn content_key(kind: &str, parts: &[[u8; 32]]) -> [u8; 32] {
         hash.update(part);
     }
     hash.finalize().into()
+}
+
+/// The key of an image of OCI layers with these diff ids, known before any of them is read.
+pub(crate) fn layers_key(diff_ids: &[Digest]) -> [u8; 32] {
+    let digests: Vec<[u8; 32]> = diff_ids.iter().map(|digest| *digest.as_bytes()).collect();
+    content_key(layers::kind(LayerRules::Overlay), &digests)
 }
 
 /// A version-8 UUID (RFC 9562: contents are the maker's own).

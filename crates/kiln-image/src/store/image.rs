@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::Action;
-use super::store_error;
-use crate::rootfs::{Filesystem, ImageError};
+use crate::rootfs::{Action, Filesystem, ImageError};
 
 /// SHA-256 over all that decides an image's bytes: equal ids, equal images.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +18,14 @@ pub struct ImageId([u8; 32]);
 impl From<[u8; 32]> for ImageId {
     fn from(bytes: [u8; 32]) -> ImageId {
         ImageId(bytes)
+    }
+}
+
+impl ImageId {
+    /// The digest itself.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
 
@@ -115,8 +121,7 @@ impl Image {
             created_unix_s: created.as_secs(),
         };
         let file = File::create(&path).during("create", &path)?;
-        serde_json::to_writer_pretty(&file, &description)
-            .map_err(|error| store_error("write", &path, error.into()))?;
+        serde_json::to_writer_pretty(&file, &description).during("write", &path)?;
         file.sync_all().during("sync", &path)
     }
 
@@ -126,8 +131,7 @@ impl Image {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.during("read", &path)?,
         };
-        let description: Description = serde_json::from_slice(&text)
-            .map_err(|error| store_error("understand", &path, error.into()))?;
+        let description: Description = serde_json::from_slice(&text).during("understand", &path)?;
         Ok(Some(Image {
             id: *id,
             path: path_of(root, id, description.filesystem),
@@ -138,7 +142,7 @@ impl Image {
     }
 
     /// Whether jails hold hard links to the file.
-    pub(super) fn has_other_names(&self) -> Result<bool, ImageError> {
+    pub(crate) fn has_other_names(&self) -> Result<bool, ImageError> {
         let metadata = std::fs::metadata(&self.path).during("examine", &self.path)?;
         Ok(metadata.nlink() > 1)
     }

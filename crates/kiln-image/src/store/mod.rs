@@ -11,21 +11,19 @@
 //! tmp/<random>/                     work of a process, locked while it lives
 //! ```
 
-mod files;
 mod image;
 mod workspace;
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 pub use image::{Image, ImageId};
 
 use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
-use crate::rootfs::{self, Built, ImageError, ImageSource};
-use files::{Action, lock_file, sync_directory, write_atomically};
-use workspace::Workspace;
+use crate::publish::{lock_file, make_read_only, sync_directory, write_atomically_via};
+use crate::rootfs::{self, Action, Built, ImageError, ImageSource};
+pub(crate) use workspace::Workspace;
 
 const DIRECTORIES: [&str; 5] = ["images", "memo", "templates", "locks", "tmp"];
 
@@ -76,47 +74,64 @@ impl ImageStore {
         if let Some(image) = known() {
             return Ok(image);
         }
-        let budget = Budget::new(limits);
-        let workspace = Workspace::create(&self.root)?;
-        let material = rootfs::prepare(source, workspace.path(), &budget, progress)?;
-        let image = self.realize(material, workspace, &budget, progress)?;
+        let image = self.make(source, None, limits, progress)?;
         if let Some(fingerprint) = fingerprint {
             self.remember(&fingerprint, &image.id)?;
         }
         Ok(image)
     }
 
-    /// The image that this source gave before, if the source is still the same; never builds one.
-    #[must_use]
-    pub fn lookup(&self, source: &ImageSource) -> Option<Image> {
-        source.fingerprint().and_then(|name| self.recall(&name))
-    }
-
-    /// The image of this material: the one that exists, or a new one.
-    fn realize(
+    /// The image that `source` gives, if it is the one that was promised.
+    pub(crate) fn import_exactly(
         &self,
-        material: rootfs::Material,
-        workspace: Workspace,
-        budget: &Budget,
+        source: ImageSource,
+        promised: &ImageId,
+        limits: &Limits,
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
-        if let Some(key) = material.key {
+        self.make(source, Some(promised), limits, progress)
+    }
+
+    fn make(
+        &self,
+        source: ImageSource,
+        promised: Option<&ImageId>,
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let budget = Budget::new(limits);
+        let workspace = Workspace::create(&self.root)?;
+        let material = rootfs::prepare(source, workspace.path(), &budget, progress)?;
+        let kept = |key| {
             let id = ImageId::from(key);
+            match promised {
+                Some(promised) if *promised != id => Err(ImageError::OtherLayers),
+                _ => Ok(id),
+            }
+        };
+        if let Some(key) = material.key {
+            let id = kept(key)?;
             // Others wait for the image instead of building it too.
             let _lock = self.lock(&id)?;
             if let Some(image) = self.get(&id)? {
                 return Ok(image);
             }
-            let built = material.build(workspace.path(), "rootfs", budget, progress)?;
+            let built = material.build(workspace.path(), "rootfs", &budget, progress)?;
             return self.publish(&id, &built, workspace, progress);
         }
-        let built = material.build(workspace.path(), "rootfs", budget, progress)?;
-        let id = ImageId::from(built.key);
+        let built = material.build(workspace.path(), "rootfs", &budget, progress)?;
+        let id = kept(built.key)?;
         let _lock = self.lock(&id)?;
         match self.get(&id)? {
             Some(image) => Ok(image),
             None => self.publish(&id, &built, workspace, progress),
         }
+    }
+
+    /// The image that this source gave before, if the source is still the same; never builds one.
+    #[must_use]
+    pub fn lookup(&self, source: &ImageSource) -> Option<Image> {
+        source.fingerprint().and_then(|name| self.recall(&name))
     }
 
     fn publish(
@@ -132,12 +147,12 @@ impl ImageStore {
         let name = Image::file_name(filesystem);
         let path = workspace.path().join(&name);
         std::fs::rename(workspace.path().join("rootfs"), &path).during("rename", &path)?;
-        files::make_read_only(file).during("protect", &path)?;
+        make_read_only(file).during("protect", &path)?;
         file.sync_all().during("sync", &path)?;
         image.save(workspace.path())?;
-        sync_directory(workspace.path())?;
+        sync_directory(workspace.path()).during("sync", workspace.path())?;
         workspace.publish(&self.image_directory(id))?;
-        sync_directory(&self.root.join("images"))?;
+        self.sync_images()?;
         Ok(image)
     }
 
@@ -147,14 +162,16 @@ impl ImageStore {
 
     /// Excludes other makers and removers of the image until dropped.
     fn lock(&self, id: &ImageId) -> Result<File, ImageError> {
-        lock_file(&self.root.join("locks").join(&id.to_string()[..2]))
+        let path = self.root.join("locks").join(&id.to_string()[..2]);
+        lock_file(&path).during("lock", &path)
     }
 
     /// Excludes other importers of the source until dropped. Always taken before [`Self::lock`], and
     /// at another place, so that nobody waits in a circle.
     fn lock_source(&self, fingerprint: &str) -> Result<File, ImageError> {
         let name = format!("source-{}", &fingerprint[..2]);
-        lock_file(&self.root.join("locks").join(name))
+        let path = self.root.join("locks").join(name);
+        lock_file(&path).during("lock", &path)
     }
 
     /// The image with this id.
@@ -211,7 +228,12 @@ impl ImageStore {
         let workspace = Workspace::create(&self.root)?;
         let (from, to) = (self.image_directory(id), workspace.path().join("removed"));
         std::fs::rename(&from, &to).during("rename", &from)?;
-        sync_directory(&self.root.join("images"))
+        self.sync_images()
+    }
+
+    fn sync_images(&self) -> Result<(), ImageError> {
+        let directory = self.root.join("images");
+        sync_directory(&directory).during("sync", &directory)
     }
 
     /// Notes that the source named `name` (any text that names exactly one content) gave this
@@ -222,7 +244,8 @@ impl ImageStore {
     pub fn remember(&self, name: &str, id: &ImageId) -> Result<(), ImageError> {
         let path = self.memo(name);
         let workspace = Workspace::create(&self.root)?;
-        write_atomically(&path, workspace.path(), id.to_string().as_bytes())
+        write_atomically_via(&path, workspace.path(), id.to_string().as_bytes())
+            .during("write", &path)
     }
 
     /// The image that [`ImageStore::remember`] noted, if it still exists.
@@ -273,13 +296,5 @@ impl ImageStore {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
-    }
-}
-
-fn store_error(action: &'static str, path: &Path, source: io::Error) -> ImageError {
-    ImageError::Store {
-        action,
-        path: path.into(),
-        source,
     }
 }

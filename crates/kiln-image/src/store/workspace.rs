@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::{Action, lock_file};
-use crate::rootfs::ImageError;
+use crate::publish::lock_file;
+use crate::rootfs::{Action, ImageError};
 
 /// Removed with all it holds when dropped, unless it was published.
 #[derive(Debug)]
-pub(super) struct Workspace {
+pub(crate) struct Workspace {
     path: PathBuf,
     /// Tells the sweep that somebody works here.
     _lock: File,
@@ -18,10 +18,10 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn create(root: &Path) -> Result<Workspace, ImageError> {
+    pub(crate) fn create(root: &Path) -> Result<Workspace, ImageError> {
         let parent = root.join("tmp");
         // Between making the directory and locking it, the sweep must not look.
-        let _quiet = lock_file(&root.join("locks/tmp"))?;
+        let _quiet = quiet(root)?;
         let directory = tempfile::Builder::new().prefix("").tempdir_in(&parent);
         let path = directory.during("create a directory in", &parent)?.keep();
         let lock = File::open(&path).during("open", &path)?;
@@ -33,7 +33,7 @@ impl Workspace {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -55,10 +55,16 @@ impl Drop for Workspace {
     }
 }
 
+/// Nobody makes or sweeps workspaces until it is dropped.
+fn quiet(root: &Path) -> Result<File, ImageError> {
+    let path = root.join("locks/tmp");
+    lock_file(&path).during("lock", &path)
+}
+
 /// Removes the workspaces that nobody holds.
 pub(super) fn sweep(root: &Path) -> Result<(), ImageError> {
     let parent = root.join("tmp");
-    let _quiet = lock_file(&root.join("locks/tmp"))?;
+    let _quiet = quiet(root)?;
     for entry in std::fs::read_dir(&parent).during("read", &parent)? {
         let path = entry.during("read", &parent)?.path();
         let Ok(directory) = File::open(&path) else {

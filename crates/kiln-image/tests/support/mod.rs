@@ -8,6 +8,8 @@
     reason = "tests"
 )]
 
+pub(crate) mod registry;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
