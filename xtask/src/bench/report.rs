@@ -105,6 +105,7 @@ fn limit(key: &str) -> Option<f64> {
         "initramfs_mib" => 6.0,
         "burst_failed" => 0.0,
         "exec_ms" => 5.0,
+        "transfer_daemon_mib" | "transfer_client_mib" | "transfer_agent_mib" => 8.0,
         _ => return None,
     })
 }
