@@ -189,10 +189,17 @@ fn old_docker_archives_with_links_are_loaded() {
         panic!("one image")
     };
     assert_eq!(image.names.len(), 2);
-    // A layer that is not there, and one that leads out.
+    // A layer that is not there, and ones that lead out, to where it is.
+    std::fs::write(bench.path("outside"), &layer).unwrap();
+    std::os::unix::fs::symlink("../outside", tree.join("link")).unwrap();
+    std::os::unix::fs::symlink(bench.path("outside"), tree.join("absolute")).unwrap();
+    let outside = bench.path("outside").display().to_string();
     for (path, what) in [
         ("gone/layer.tar", "missing"),
-        ("../../etc/passwd", "missing"),
+        ("../outside", "missing"),
+        ("link", "missing"),
+        ("absolute", "missing"),
+        (&outside, "missing"),
     ] {
         std::fs::write(
             tree.join("manifest.json"),
