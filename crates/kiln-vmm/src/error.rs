@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::jail::Breach;
 use crate::machine::{EngineKind, Exit, MachineState};
 use crate::validate::SpecFaults;
 
@@ -29,6 +30,18 @@ pub enum SpawnError {
         #[source]
         source: std::io::Error,
     },
+    /// Its jail cannot be made.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// A TAP of it cannot be opened.
+    #[error("cannot open the TAP {tap}")]
+    Tap {
+        /// Its name.
+        tap: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Its sockets or FIFOs cannot be made.
     #[error("cannot prepare {path}")]
     Runtime {
@@ -38,6 +51,19 @@ pub enum SpawnError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Something of the jail that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} for the jail: {path}")]
+pub struct JailError {
+    /// What was being done.
+    pub step: &'static str,
+    /// With what.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
 }
 
 /// A machine that did not do what it was asked.
@@ -93,6 +119,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// A protection that was promised does not hold; the VMM has been killed.
+    #[error("the VMM is not confined: {}; --allow-insecure-vmm accepts that", list(.0))]
+    Unconfined(Vec<Breach>),
     /// Something of the machine could not be removed.
     #[error("cannot remove {path}")]
     Cleanup {
@@ -130,4 +159,9 @@ pub enum AdoptError {
         /// Who runs it.
         engine: EngineKind,
     },
+}
+
+fn list(breaches: &[Breach]) -> String {
+    let words: Vec<String> = breaches.iter().map(ToString::to_string).collect();
+    words.join("; ")
 }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
+use crate::jail::{Confinement, JailRecord, JailSpec};
+use crate::nic::Nic;
 
 /// Which program runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub struct Capabilities {
     pub ctrl_alt_del: bool,
     /// Largest number of block devices.
     pub max_disks: usize,
+    /// Largest number of network interfaces.
+    pub max_nics: usize,
 }
 
 /// Everything an engine needs to run one machine. Pure data; the machine keeps its own copy.
@@ -62,6 +66,16 @@ pub struct MachineSpec {
     pub boot: Boot,
     /// Block devices in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, …).
     pub disks: Vec<Disk>,
+    /// Network interfaces in the order in which the guest sees them.
+    pub nics: Vec<Nic>,
+    /// Network namespace of the VMM, where its TAPs are: a path such as `/run/netns/NAME`.
+    /// `None`: the one of this process.
+    pub netns: Option<PathBuf>,
+    /// What is put around the VMM. Root must give one, or say [`MachineSpec::allow_insecure`].
+    pub jail: Option<JailSpec>,
+    /// Goes on without protections that cannot be had: no jail although there could be one, a
+    /// Firecracker without system call filters. [`Machine::confinement`] shows it.
+    pub allow_insecure: bool,
     /// Whether the guest gets a channel for its agent; see [`Machine::agent_endpoint`].
     pub agent: bool,
     /// File that receives the guest's console, bounded and rotated by the engine.
@@ -115,6 +129,12 @@ pub struct MachineRecord {
     pub runtime_dir: PathBuf,
     /// Its console file.
     pub console_log: PathBuf,
+    /// What was put around it.
+    #[serde(default)]
+    pub jail: Option<JailRecord>,
+    /// Whether protections may be missing.
+    #[serde(default)]
+    pub allow_insecure: bool,
 }
 
 /// Where the host meets the agent of the guest.
@@ -126,7 +146,8 @@ pub enum AgentEndpoint {
     /// edges: what an earlier session left in it may still arrive.
     Connect(PathBuf),
     /// Listen on this Unix socket; the guest's dial arrives there (Firecracker: vsock to host
-    /// CID 2, port [`AGENT_PORT`](crate::AGENT_PORT)).
+    /// CID 2, port [`AGENT_PORT`](crate::AGENT_PORT)). Bind it with
+    /// [`listen_for_agent`](crate::listen_for_agent): a jailed VMM is another user.
     Listen(PathBuf),
 }
 
@@ -205,6 +226,12 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
 
     /// What the guest printed so far, and what it prints from now on.
     fn console(&self) -> ConsoleLog;
+
+    /// What holds around the VMM now, as the kernel tells it.
+    ///
+    /// # Errors
+    /// The process is gone.
+    fn confinement(&self) -> std::io::Result<Confinement>;
 
     /// Where its agent is met; `None` without [`MachineSpec::agent`].
     fn agent_endpoint(&self) -> Option<AgentEndpoint>;

@@ -10,6 +10,7 @@ use super::script::{Outcome, Script, Step};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::jail::Confinement;
 use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
 
 #[derive(Debug)]
@@ -93,6 +94,10 @@ impl Machine for FakeMachine {
 
     fn console(&self) -> ConsoleLog {
         self.instance.console().clone()
+    }
+
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
     }
 
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {

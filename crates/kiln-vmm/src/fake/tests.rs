@@ -17,6 +17,10 @@ fn spec(dir: &Path) -> MachineSpec {
         },
         disks: vec![],
         agent: false,
+        nics: vec![],
+        netns: None,
+        jail: None,
+        allow_insecure: true,
         console_log: dir.join("console"),
     }
 }

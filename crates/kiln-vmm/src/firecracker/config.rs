@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nic::{MacAddress, RateLimit};
+
 /// `PUT /machine-config`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MachineConfig {
@@ -40,6 +42,24 @@ pub struct Drive {
     pub is_root_device: bool,
     /// Whether the guest may only read it.
     pub is_read_only: bool,
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NetworkInterface {
+    /// Name of the interface; the path of the request repeats it.
+    pub iface_id: String,
+    /// An existing TAP.
+    pub host_dev_name: String,
+    /// The guest's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<MacAddress>,
+    /// Limit of what the guest receives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimit>,
+    /// Limit of what the guest sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimit>,
 }
 
 /// `PUT /vsock`

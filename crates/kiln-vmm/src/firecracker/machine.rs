@@ -8,25 +8,36 @@ use tokio::time::timeout;
 
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, BootSource, Drive, Entropy, InstanceInfo, InstanceState, MachineConfig, VmState, Vsock,
+    Action, BootSource, Drive, Entropy, InstanceInfo, InstanceState, MachineConfig,
+    NetworkInterface, VmState, Vsock,
 };
+use super::place::Place;
 use super::ready::SocketWatch;
-use super::{AGENT_SOCKET, API_SOCKET, CHANGE, CONFIGURE, KERNEL_ARGS, VSOCK_SOCKET};
+use super::{CHANGE, CONFIGURE, KERNEL_ARGS, VSOCK_SOCKET};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
-use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::instance::{CallError, Instance};
+use crate::jail::{Confinement, Filtered, Promise};
 use crate::machine::{
     AgentEndpoint, BootTimings, Disk, Exit, Machine, MachineRecord, MachineSpec, MachineState,
 };
+use crate::nic::Nic;
 use crate::validate::command_line;
 
 /// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
 const GUEST_CID: u32 = 3;
 
+fn promise(filtered: Filtered) -> Promise {
+    Promise {
+        own_root: true,
+        filtered,
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct FirecrackerMachine {
     instance: Instance,
-    files: RuntimeFiles,
+    place: Place,
     agent: bool,
     control: Mutex<Control>,
     /// Held by whoever changes the state.
@@ -46,14 +57,14 @@ enum Control {
 impl FirecrackerMachine {
     pub(super) fn spawned(
         instance: Instance,
-        files: RuntimeFiles,
+        place: Place,
         spec: MachineSpec,
         ready: SocketWatch,
         spawned_in: Duration,
     ) -> Self {
         Self {
             instance,
-            files,
+            place,
             agent: spec.agent,
             control: Mutex::new(Control::Fresh(Box::new((spec, ready)))),
             lifecycle: tokio::sync::Mutex::default(),
@@ -62,18 +73,18 @@ impl FirecrackerMachine {
     }
 
     /// Connects to a Firecracker that runs already and asks for its state.
-    pub(super) async fn adopted(instance: Instance, files: RuntimeFiles) -> std::io::Result<Self> {
-        let client = Client::connect(&files.path(API_SOCKET)).await?;
+    pub(super) async fn adopted(instance: Instance, place: Place) -> std::io::Result<Self> {
+        let client = Client::connect(&place.api_socket()).await?;
         let info: InstanceInfo = client.get("/", CONFIGURE).await.map_err(io_error)?;
         instance.set_state(match info.state {
             InstanceState::NotStarted => MachineState::Spawned,
             InstanceState::Running => MachineState::Running,
             InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
         });
-        let agent = files.path(VSOCK_SOCKET).exists();
+        let agent = place.vsock_socket().exists();
         Ok(Self {
             instance,
-            files,
+            place,
             agent,
             control: Mutex::new(Control::Ready(Arc::new(client))),
             lifecycle: tokio::sync::Mutex::default(),
@@ -129,21 +140,20 @@ impl FirecrackerMachine {
         Ok(())
     }
 
-    /// Everything before the start, in an order that makes `/dev/vda` the first disk.
+    /// The rest before the start, in an order that makes `/dev/vda` the first disk.
     async fn configure(&self, client: &Client, spec: &MachineSpec) -> Result<(), CallError> {
-        let machine = MachineConfig {
-            vcpu_count: spec.vcpus,
-            mem_size_mib: spec.mem_mib,
-        };
-        put(client, "/machine-config", &machine).await?;
         put(client, "/boot-source", &boot_source(spec)).await?;
         for disk in &spec.disks {
             put(client, &format!("/drives/{}", disk.id), &drive(disk)).await?;
         }
+        for nic in &spec.nics {
+            let path = format!("/network-interfaces/{}", nic.id);
+            put(client, &path, &network_interface(nic)).await?;
+        }
         if spec.agent {
             let vsock = Vsock {
                 guest_cid: GUEST_CID,
-                uds_path: self.files.path(VSOCK_SOCKET),
+                uds_path: self.place.inside(VSOCK_SOCKET),
             };
             put(client, "/vsock", &vsock).await?;
         }
@@ -165,9 +175,13 @@ impl Machine for FirecrackerMachine {
         self.instance.console().clone()
     }
 
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
+    }
+
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {
         self.agent
-            .then(|| AgentEndpoint::Listen(self.files.path(AGENT_SOCKET)))
+            .then(|| AgentEndpoint::Listen(self.place.agent_socket()))
     }
 
     async fn boot(&self) -> Result<BootTimings, MachineError> {
@@ -192,11 +206,18 @@ impl Machine for FirecrackerMachine {
         let control = begin.elapsed();
 
         self.instance
+            .call("configure", "configuring", size(&client, &spec))
+            .await?;
+        // It has answered, so the thread that answers is filtered, or none ever will be: nothing
+        // is shown to a Firecracker that is not confined, and no guest runs in it.
+        self.instance.verify(promise(Filtered::One)).await?;
+        self.instance
             .call("configure", "configuring", self.configure(&client, &spec))
             .await?;
         self.instance
             .call("boot", "booting", act(&client, Action::InstanceStart))
             .await?;
+        self.instance.verify(promise(Filtered::All)).await?;
         *self.control() = Control::Ready(Arc::new(client));
         self.instance.set_state(MachineState::Running);
         Ok(BootTimings {
@@ -241,8 +262,22 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn close(&self, grace: Duration) -> Result<Exit, MachineError> {
-        self.instance.close(grace, &self.files).await
+        // The first process of a PID namespace gets no signal that it does not handle, but SIGKILL;
+        // Firecracker handles none, so nothing is lost.
+        let grace = match self.instance.record().jail {
+            Some(_) => Duration::ZERO,
+            None => grace,
+        };
+        self.instance.close(grace, self.place.files()).await
     }
+}
+
+async fn size(client: &Client, spec: &MachineSpec) -> Result<(), CallError> {
+    let machine = MachineConfig {
+        vcpu_count: spec.vcpus,
+        mem_size_mib: spec.mem_mib,
+    };
+    put(client, "/machine-config", &machine).await
 }
 
 fn boot_source(spec: &MachineSpec) -> BootSource {
@@ -260,6 +295,16 @@ fn drive(disk: &Disk) -> Drive {
         // The agent mounts the root: the kernel is told of none.
         is_root_device: false,
         is_read_only: disk.read_only,
+    }
+}
+
+fn network_interface(nic: &Nic) -> NetworkInterface {
+    NetworkInterface {
+        iface_id: nic.id.clone(),
+        host_dev_name: nic.tap.clone(),
+        guest_mac: Some(nic.mac),
+        rx_rate_limiter: nic.rx_limit,
+        tx_rate_limiter: nic.tx_limit,
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use command::VmmCommand;
+pub(crate) use command::{Surroundings, User};
 pub use identity::{IdentityError, identify};
 pub(crate) use identity::{boot_id, pid_of};
 

@@ -13,7 +13,15 @@ use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::jail::{Confinement, Filtered, Promise};
 use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
+
+/// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
+/// user who can open next to nothing there.
+const PROMISE: Promise = Promise {
+    own_root: false,
+    filtered: Filtered::All,
+};
 
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -134,6 +142,10 @@ impl Machine for QemuMachine {
         self.instance.console().clone()
     }
 
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
+    }
+
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {
         self.agent
             .then(|| AgentEndpoint::Connect(self.files.path(AGENT_SOCKET)))
@@ -160,6 +172,8 @@ impl Machine for QemuMachine {
         let qmp = Arc::new(qmp);
         let control = begin.elapsed();
 
+        // QEMU filters itself before it opens its sockets for business.
+        self.instance.verify(PROMISE).await?;
         self.instance
             .call("boot", "booting", async {
                 console_connected(&qmp).await?;

@@ -12,27 +12,32 @@ pub mod qmp;
 mod tsc;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rustix::fs::{Gid, Uid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-use self::args::SocketFds;
+use self::args::{Inherited, SocketFds};
 use self::machine::QemuMachine;
 use crate::console::ConsoleLog;
-use crate::error::{AdoptError, SpawnError};
+use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
+use crate::jail::{Access, Jail, Limits, off_the_runtime};
 use crate::machine::{
     Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineSpec,
     MachineState,
 };
+use crate::netns::open_netns;
 use crate::output::{Sink, drain_fifo, drain_stream, make_fifo, open_fifo};
-use crate::process::{TakeOverError, VmmCommand, VmmProcess};
+use crate::process::{Surroundings, TakeOverError, User, VmmCommand, VmmProcess};
 use crate::program::{ProgramError, version};
 use crate::readable_fd::readable_fd;
+use crate::tap;
 use crate::validate::{EngineLimits, check};
 
 const QMP_SOCKET: &str = "qmp.sock";
@@ -45,6 +50,12 @@ const SOCKETS: &[&str] = &[QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET];
 
 /// Of the 24 virtio-mmio slots, what the agent's channel, entropy and later devices leave.
 const MAX_DISKS: usize = 16;
+const MAX_NICS: usize = 3;
+/// What QEMU itself may use beside the guest's memory and translated code: libraries, buffers,
+/// and room for the page cache of what it reads and writes.
+const OWN_MEMORY_MIB: u64 = 192;
+/// Its threads beside the guest's processors: workers for I/O come and go, up to 64.
+const OWN_THREADS: u32 = 96;
 
 /// How long QEMU may take to answer. A dead QEMU is noticed at once, so this is for one that
 /// hangs; a loaded machine gets its time.
@@ -89,6 +100,7 @@ impl QemuEngine {
                 // No keyboard controller, and the ACPI power button needs a listener in the guest.
                 ctrl_alt_del: false,
                 max_disks: MAX_DISKS,
+                max_nics: MAX_NICS,
             },
             kernel_args: args::kernel_args(acceleration, tsc_khz),
         })
@@ -97,23 +109,154 @@ impl QemuEngine {
     fn limits(&self) -> EngineLimits {
         EngineLimits {
             max_disks: MAX_DISKS,
+            max_nics: MAX_NICS,
+            limits_nics: false,
             sockets: SOCKETS,
+            socket_dir: None,
+            confines: true,
             own_args: self.kernel_args.clone(),
         }
     }
 
     /// The whole command, with the descriptors that QEMU inherits.
-    fn command(&self, spec: &MachineSpec, sockets: Listeners, output: Output) -> VmmCommand {
+    fn command(
+        &self,
+        spec: &MachineSpec,
+        jail: Option<&Jail>,
+        opened: Opened,
+        sockets: Listeners,
+        output: Output,
+    ) -> Result<VmmCommand, SpawnError> {
         let mut command = VmmCommand::new(self.program.clone(), output.stdout, output.stderr);
-        let fds = SocketFds {
-            qmp: command.inherit(sockets.qmp.into()),
-            console: command.inherit(sockets.console.into()),
-            agent: sockets.agent.map(|agent| command.inherit(agent.into())),
+        let inherited = Inherited {
+            sockets: SocketFds {
+                qmp: command.inherit(sockets.qmp.into()),
+                console: command.inherit(sockets.console.into()),
+                agent: sockets.agent.map(|agent| command.inherit(agent.into())),
+            },
+            kernel: command.inherit(opened.kernel),
+            initramfs: opened.initramfs.map(|file| command.inherit(file)),
+            disks: command.inherit_all(opened.disks),
+            taps: command.inherit_all(opened.taps),
         };
         let acceleration = self.capabilities.acceleration;
-        command.args(args::arguments(spec, acceleration, &self.kernel_args, fds));
-        command
+        command.args(args::arguments(
+            spec,
+            acceleration,
+            &self.kernel_args,
+            &inherited,
+        ));
+        command.surround(surroundings(spec, jail, acceleration)?);
+        Ok(command)
     }
+
+    fn limits_of(&self, spec: &MachineSpec) -> Limits {
+        let guest = u64::from(spec.mem_mib);
+        let translated = match self.capabilities.acceleration {
+            Acceleration::Kvm => 0,
+            Acceleration::Tcg => args::TRANSLATED_MIB,
+        };
+        Limits {
+            memory_bytes: (guest + guest / 64 + translated + OWN_MEMORY_MIB) << 20,
+            cpus: spec.vcpus.into(),
+            pids: OWN_THREADS + u32::from(spec.vcpus),
+        }
+    }
+}
+
+/// Files and TAPs of one machine, open for QEMU to inherit.
+struct Opened {
+    kernel: OwnedFd,
+    initramfs: Option<OwnedFd>,
+    disks: Vec<OwnedFd>,
+    taps: Vec<OwnedFd>,
+}
+
+/// Makes the jail and opens everything that the machine needs. Blocks.
+fn prepare(spec: &MachineSpec, limits: Limits) -> Result<(Option<Jail>, Opened), SpawnError> {
+    let (mut kernel, mut initramfs) = (spec.boot.kernel.clone(), spec.boot.initramfs.clone());
+    let mut jail = None;
+    if let Some(wanted) = &spec.jail {
+        let dir = wanted.base_dir.join("qemu").join(&spec.id);
+        let mut made = Jail::make(spec, wanted, Some(dir), limits)?;
+        // These two QEMU opens again, as the user that it is then: they have to be readable.
+        kernel = bring_in(&mut made, &kernel, "kernel")?;
+        if let Some(file) = &mut initramfs {
+            *file = bring_in(&mut made, file, "initramfs")?;
+        }
+        jail = Some(made);
+    }
+    let opened = Opened {
+        kernel: open(&kernel, Access::Read)?,
+        initramfs: initramfs
+            .map(|file| open(&file, Access::Read))
+            .transpose()?,
+        disks: spec
+            .disks
+            .iter()
+            .map(|disk| open(&disk.path, Access::to(disk)))
+            .collect::<Result<_, _>>()?,
+        taps: tap::open_all(open_netns(spec)?, &spec.nics)?,
+    };
+    Ok((jail, opened))
+}
+
+/// Brings a file in and says where it is on the host.
+fn bring_in(jail: &mut Jail, file: &Path, name: &str) -> Result<PathBuf, JailError> {
+    jail.bring_in(file, name, Access::Read)?;
+    Ok(jail.root().unwrap_or_default().join(name))
+}
+
+fn open(path: &Path, access: Access) -> Result<OwnedFd, SpawnError> {
+    std::fs::File::options()
+        .read(true)
+        .write(access == Access::Write)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| SpawnError::Runtime {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn surroundings(
+    spec: &MachineSpec,
+    jail: Option<&Jail>,
+    acceleration: Acceleration,
+) -> Result<Surroundings, SpawnError> {
+    let Some(jail) = jail else {
+        return Ok(Surroundings {
+            netns: open_netns(spec)?,
+            no_new_privs: true,
+            ..Surroundings::default()
+        });
+    };
+    let groups = match acceleration {
+        // QEMU opens it by itself.
+        Acceleration::Kvm => vec![group_of(Path::new("/dev/kvm"))?],
+        Acceleration::Tcg => Vec::new(),
+    };
+    Ok(Surroundings {
+        netns: open_netns(spec)?,
+        pid_namespace: true,
+        cgroups: jail.group().doors()?,
+        binds: Vec::new(),
+        no_new_privs: true,
+        user: Some(User {
+            uid: Uid::from_raw(jail.record().uid),
+            gid: Gid::from_raw(jail.record().gid),
+            groups,
+        }),
+    })
+}
+
+fn group_of(path: &Path) -> Result<Gid, SpawnError> {
+    std::fs::metadata(path)
+        .map(|data| Gid::from_raw(data.gid()))
+        .map_err(|source| SpawnError::Runtime {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[async_trait]
@@ -129,6 +272,8 @@ impl Engine for QemuEngine {
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         check(spec, &self.limits()).map_err(SpawnError::Invalid)?;
+        let (preparing, limits) = (spec.clone(), self.limits_of(spec));
+        let (jail, opened) = off_the_runtime(move || prepare(&preparing, limits)).await?;
         let files = RuntimeFiles::new(&spec.runtime_dir, FILES);
         let mut made = MadeFiles::default();
         let output = Output::make(&files, &mut made)?;
@@ -139,7 +284,8 @@ impl Engine for QemuEngine {
             SpawnError::Runtime { path, source }
         })?;
 
-        let process = VmmProcess::spawn(self.command(spec, listeners, output))
+        let command = self.command(spec, jail.as_ref(), opened, listeners, output)?;
+        let process = VmmProcess::spawn(command)
             .await
             .map_err(|source| SpawnError::Program {
                 program: self.program.clone(),
@@ -153,6 +299,8 @@ impl Engine for QemuEngine {
             process: process.identity().clone(),
             runtime_dir: spec.runtime_dir.clone(),
             console_log: spec.console_log.clone(),
+            jail: jail.map(Jail::keep),
+            allow_insecure: spec.allow_insecure,
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, Some(fifo), Some(streams.console));

@@ -3,6 +3,10 @@ use super::*;
 fn limits() -> EngineLimits {
     EngineLimits {
         max_disks: 2,
+        max_nics: 1,
+        limits_nics: false,
+        socket_dir: None,
+        confines: true,
         sockets: &["a.sock", "longer.sock"],
         own_args: "console=ttyS0".into(),
     }
@@ -29,6 +33,10 @@ fn good(dir: &Path) -> MachineSpec {
             read_only: true,
         }],
         agent: true,
+        nics: vec![],
+        netns: None,
+        jail: None,
+        allow_insecure: true,
         console_log: dir.join("console"),
     }
 }

@@ -61,6 +61,10 @@ impl Place {
             },
             disks: vec![],
             agent: true,
+            nics: vec![],
+            netns: None,
+            jail: None,
+            allow_insecure: true,
             console_log: self.dir.join("console.log"),
         }
     }

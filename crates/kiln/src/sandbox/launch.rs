@@ -180,6 +180,10 @@ fn machine_spec(
         boot: material.boot(engine.kind(), row.spec.tmpfs),
         disks,
         agent: true,
+        nics: Vec::new(),
+        netns: None,
+        jail: None,
+        allow_insecure: true,
         console_log: shared.directories.console(&row.id),
     }
 }
