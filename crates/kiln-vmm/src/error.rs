@@ -100,7 +100,7 @@ pub enum MachineError {
         /// Its own words.
         message: String,
     },
-    /// The VMM did not answer in time. Its state is unknown: close the machine.
+    /// The VMM did not answer in time. What it did is unknown, so it has been killed.
     #[error("the VMM did not {call} within {deadline_ms} ms")]
     Deadline {
         /// What was asked.
@@ -119,6 +119,12 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// It has no device of that name.
+    #[error("the machine has no device {0:?}")]
+    NoDevice(String),
+    /// A file cannot come into its jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A protection that was promised does not hold; the VMM has been killed.
     #[error("the VMM is not confined: {}; --allow-insecure-vmm accepts that", list(.0))]
     Unconfined(Vec<Breach>),

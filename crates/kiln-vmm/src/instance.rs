@@ -129,11 +129,16 @@ impl Instance {
                 status,
                 message,
             }),
-            Err(CallError::Deadline(deadline)) => Err(MachineError::Deadline {
-                call: call.to_owned(),
-                deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-                diagnostics: Box::new(self.diagnostics()),
-            }),
+            Err(CallError::Deadline(deadline)) => {
+                // Nobody knows what it has done or will do yet: asking again would be guessing.
+                let killed = self.process.end(Duration::ZERO).await;
+                tracing::warn!(id = %self.record.id, call, ?killed, "a VMM did not answer");
+                Err(MachineError::Deadline {
+                    call: call.to_owned(),
+                    deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+                    diagnostics: Box::new(self.diagnostics()),
+                })
+            }
             Err(CallError::Broken(source)) => match timeout(LAST_BREATH, self.wait()).await {
                 Ok(exit) => Err(self.exited(during, exit).await),
                 Err(_) => Err(MachineError::Control {

@@ -21,8 +21,10 @@ pub mod firecracker;
 mod instance;
 pub mod jail;
 mod machine;
+mod metrics;
 mod netns;
 mod nic;
+mod options;
 mod output;
 pub mod probe;
 pub mod process;
@@ -40,7 +42,12 @@ pub use machine::{
     Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
     Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
 };
+pub use metrics::{DiskMetrics, Metrics, NicMetrics};
 pub use nic::{MacAddress, MacAddressError, Nic, RateLimit, TokenBucket};
+pub use options::{
+    BalloonOptions, BalloonState, DiskChange, DiskOptions, HotplugOptions, HotplugState,
+    MachineOptions, MetadataOptions, NicChange,
+};
 pub use program::ProgramError;
 pub use select::{
     EnginePreference, Finding, SelectError, SelectOptions, Selection, Subject, select,

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
 use crate::jail::{Confinement, JailRecord, JailSpec};
+use crate::metrics::Metrics;
 use crate::nic::Nic;
+use crate::options::{
+    BalloonState, DiskChange, DiskOptions, HotplugState, MachineOptions, NicChange,
+};
 
 /// Which program runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,6 +53,14 @@ pub struct Capabilities {
     pub max_disks: usize,
     /// Largest number of network interfaces.
     pub max_nics: usize,
+    /// Whether interfaces can be limited.
+    pub nic_limits: bool,
+    /// Whether there is a metadata service.
+    pub metadata: bool,
+    /// Whether memory can be added while a guest runs.
+    pub memory_hotplug: bool,
+    /// Whether a snapshot can hold the difference to another one.
+    pub diff_snapshots: bool,
 }
 
 /// Everything an engine needs to run one machine. Pure data; the machine keeps its own copy.
@@ -76,6 +89,8 @@ pub struct MachineSpec {
     /// Goes on without protections that cannot be had: no jail although there could be one, a
     /// Firecracker without system call filters. [`Machine::confinement`] shows it.
     pub allow_insecure: bool,
+    /// What it may have beside the ordinary.
+    pub options: MachineOptions,
     /// Whether the guest gets a channel for its agent; see [`Machine::agent_endpoint`].
     pub agent: bool,
     /// File that receives the guest's console, bounded and rotated by the engine.
@@ -103,6 +118,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// What it may have beside the ordinary.
+    pub options: DiskOptions,
 }
 
 /// Identity of a process that survives a number being reused.
@@ -261,6 +278,66 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`MachineError::Unsupported`], or a VMM that refuses.
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError>;
+
+    /// Replaces what the metadata service tells.
+    ///
+    /// # Errors
+    /// Not running or paused, no metadata service, or content that is too long.
+    async fn set_metadata(&self, content: &Value) -> Result<(), MachineError>;
+
+    /// Merges a JSON merge patch into what the metadata service tells.
+    ///
+    /// # Errors
+    /// As [`Machine::set_metadata`].
+    async fn patch_metadata(&self, patch: &Value) -> Result<(), MachineError>;
+
+    /// What the metadata service tells.
+    ///
+    /// # Errors
+    /// As [`Machine::set_metadata`].
+    async fn metadata(&self) -> Result<Value, MachineError>;
+
+    /// Changes a disk of a running or paused machine.
+    ///
+    /// # Errors
+    /// No such disk, or an engine that refuses; nothing changed then.
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError>;
+
+    /// Changes the limits of an interface of a running or paused machine.
+    ///
+    /// # Errors
+    /// No such interface, or an engine without limits.
+    async fn update_nic(&self, change: &NicChange) -> Result<(), MachineError>;
+
+    /// Says how much memory the guest shall give back.
+    ///
+    /// # Errors
+    /// No balloon, or a guest whose driver is not up yet: try again later.
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError>;
+
+    /// How the balloon is.
+    ///
+    /// # Errors
+    /// No balloon.
+    async fn balloon(&self) -> Result<BalloonState, MachineError>;
+
+    /// Says how much of the memory that can be added the guest shall have.
+    ///
+    /// # Errors
+    /// No such memory, or a guest whose driver is not up yet: try again later.
+    async fn set_hotplug_memory(&self, mib: u32) -> Result<(), MachineError>;
+
+    /// How much of it the guest has.
+    ///
+    /// # Errors
+    /// No such memory.
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError>;
+
+    /// What the VMM counted, up to now.
+    ///
+    /// # Errors
+    /// Not running or paused.
+    async fn metrics(&self) -> Result<Metrics, MachineError>;
 
     /// Waits until the VMM is gone and everything it printed has been taken. Cancel-safe; may be
     /// called by several tasks.

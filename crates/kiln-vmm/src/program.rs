@@ -36,6 +36,14 @@ pub enum ProgramError {
         /// What it said.
         output: String,
     },
+    /// It is too old, or its version has a form of its own.
+    #[error("{program} has version {version}, which this Kiln does not work with")]
+    Unsupported {
+        /// The program.
+        program: PathBuf,
+        /// What it said.
+        version: String,
+    },
     /// It does not answer.
     #[error("{program} --version does not answer")]
     Silent {

@@ -87,6 +87,31 @@ pub enum SpecFault {
         "a jail needs Firecracker's jailer: install it beside Firecracker, or name it with KILN_JAILER"
     )]
     NoJailer,
+    #[error("Firecracker {version} does not know {feature:?}")]
+    NotInVersion {
+        feature: crate::firecracker::version::Feature,
+        version: crate::firecracker::version::Version,
+    },
+    #[error("this engine has no {0}")]
+    Option(&'static str),
+    #[error("{0} vCPUs cannot be threads of whole cores")]
+    OddThreads(u8),
+    #[error("more than one disk is the root: {0:?}")]
+    Roots(Vec<String>),
+    #[error("the balloon of {balloon_mib} MiB is not smaller than the memory of {mem_mib} MiB")]
+    Balloon { balloon_mib: u32, mem_mib: u32 },
+    #[error(
+        "memory of {total_mib} MiB cannot be added in slots of {slot_mib} and blocks of {block_mib} MiB"
+    )]
+    Hotplug {
+        total_mib: u32,
+        slot_mib: u32,
+        block_mib: u32,
+    },
+    #[error("the metadata service is to answer on {0:?}, which is no interface of the machine")]
+    MetadataNic(String),
+    #[error("a metadata service needs an interface to answer on")]
+    MetadataNics,
     #[error("the runtime directory {0} is not an existing directory")]
     RuntimeDir(PathBuf),
     #[error(
@@ -135,6 +160,7 @@ pub(crate) fn check(spec: &MachineSpec, limits: &EngineLimits) -> Result<(), Spe
     check_boot(&spec.boot, limits, &mut faults);
     check_disks(&spec.disks, limits, &mut faults);
     check_nics(&spec.nics, limits, &mut faults);
+    check_options(spec, &mut faults);
     check_places(spec, limits, &mut faults);
     check_confinement(spec, limits, &mut faults);
     if faults.is_empty() {
@@ -242,6 +268,57 @@ fn check_nics(nics: &[Nic], limits: &EngineLimits, faults: &mut Vec<SpecFault>) 
         }
         if !limits.limits_nics && (nic.rx_limit.is_some() || nic.tx_limit.is_some()) {
             faults.push(SpecFault::NicLimit(nic.id.clone()));
+        }
+    }
+}
+
+fn check_options(spec: &MachineSpec, faults: &mut Vec<SpecFault>) {
+    let options = &spec.options;
+    if options.smt && spec.vcpus > 1 && !spec.vcpus.is_multiple_of(2) {
+        faults.push(SpecFault::OddThreads(spec.vcpus));
+    }
+    let roots = spec.disks.iter().filter(|disk| disk.options.root);
+    let roots: Vec<String> = roots.map(|disk| disk.id.clone()).collect();
+    if roots.len() > 1 {
+        faults.push(SpecFault::Roots(roots));
+    }
+    if let Some(balloon) = options.balloon
+        && balloon.amount_mib >= spec.mem_mib
+    {
+        faults.push(SpecFault::Balloon {
+            balloon_mib: balloon.amount_mib,
+            mem_mib: spec.mem_mib,
+        });
+    }
+    if let Some(memory) = &options.memory_hotplug {
+        let (slot_mib, block_mib) = (
+            memory.slot_mib.unwrap_or(128),
+            memory.block_mib.unwrap_or(2),
+        );
+        let total_mib = memory.total_mib;
+        // Larger sizes overflow in Firecracker, which then takes another number for them.
+        let fits = block_mib >= 2
+            && block_mib.is_power_of_two()
+            && slot_mib >= 128
+            && slot_mib.is_multiple_of(block_mib)
+            && total_mib > 0
+            && total_mib.is_multiple_of(slot_mib);
+        if !fits {
+            faults.push(SpecFault::Hotplug {
+                total_mib,
+                slot_mib,
+                block_mib,
+            });
+        }
+    }
+    if let Some(metadata) = &options.metadata {
+        if metadata.nics.is_empty() {
+            faults.push(SpecFault::MetadataNics);
+        }
+        for id in &metadata.nics {
+            if !spec.nics.iter().any(|nic| nic.id == *id) {
+                faults.push(SpecFault::MetadataNic(id.clone()));
+            }
         }
     }
 }

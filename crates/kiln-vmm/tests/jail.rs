@@ -24,6 +24,7 @@ use kiln_vmm::{
     SpecFault, listen_for_agent,
 };
 use rustix::process::Signal;
+use support::netns::Netns;
 use support::stub::{GREETING, Then};
 use support::{Owned, Place, alive, grown, kill, printed};
 
@@ -472,48 +473,6 @@ async fn a_disk_of_another_file_system_comes_in_without_a_copy() {
     let record = machine.record().clone();
     machine.close(Duration::ZERO).await.unwrap();
     bench.nothing_is_left(&record);
-}
-
-/// A network namespace with a TAP that belongs to `user`; removed when dropped.
-struct Netns {
-    name: String,
-}
-
-impl Netns {
-    fn new(name: String, user: u32) -> Result<Self, String> {
-        ip(&["netns", "add", &name])?;
-        let netns = Self { name };
-        let user = user.to_string();
-        netns.ip(&["tuntap", "add", "kt0", "mode", "tap", "user", &user])?;
-        netns.ip(&["link", "set", "kt0", "up"])?;
-        Ok(netns)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
-    }
-
-    fn ip(&self, args: &[&str]) -> Result<String, String> {
-        ip(&[&["-n", &self.name], args].concat())
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = ip(&["netns", "del", &self.name]);
-    }
-}
-
-fn ip(args: &[&str]) -> Result<String, String> {
-    let output = std::process::Command::new("ip")
-        .args(args)
-        .output()
-        .map_err(|error| error.to_string())?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
 }
 
 async fn a_jailed_vmm_holds_its_tap(bench: Bench, test: &str) {

@@ -103,6 +103,10 @@ impl FakeEngine {
                 ctrl_alt_del: true,
                 max_disks: MAX_DISKS,
                 max_nics: MAX_NICS,
+                nic_limits: true,
+                metadata: false,
+                memory_hotplug: false,
+                diff_snapshots: false,
             },
         }
     }

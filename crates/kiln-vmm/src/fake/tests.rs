@@ -21,6 +21,7 @@ fn spec(dir: &Path) -> MachineSpec {
         netns: None,
         jail: None,
         allow_insecure: true,
+        options: crate::MachineOptions::default(),
         console_log: dir.join("console"),
     }
 }

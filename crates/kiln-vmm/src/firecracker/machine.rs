@@ -4,25 +4,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
+use super::VSOCK_SOCKET;
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, BootSource, Drive, Entropy, InstanceInfo, InstanceState, MachineConfig,
-    NetworkInterface, VmState, Vsock,
+    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, InstanceInfo, InstanceState,
+    MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request, VmState, Vsock,
 };
+use super::metrics::Counted;
 use super::place::Place;
 use super::ready::SocketWatch;
-use super::{CHANGE, CONFIGURE, KERNEL_ARGS, VSOCK_SOCKET};
+use super::requests::{
+    balloon, boot_source, drive, drive_change, entropy, interface_change, machine_config,
+    memory_hotplug, mmds_config, network_interface,
+};
+use super::version::Version;
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance};
-use crate::jail::{Confinement, Filtered, Promise};
+use crate::jail::{Access, Confinement, Filtered, Promise};
 use crate::machine::{
-    AgentEndpoint, BootTimings, Disk, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
 };
-use crate::nic::Nic;
-use crate::validate::command_line;
+use crate::metrics::Metrics;
+use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
 
 /// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
 const GUEST_CID: u32 = 3;
@@ -43,6 +51,8 @@ pub(super) struct FirecrackerMachine {
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
     spawned_in: Duration,
+    counted: Counted,
+    version: Version,
 }
 
 #[derive(Debug)]
@@ -61,6 +71,7 @@ impl FirecrackerMachine {
         spec: MachineSpec,
         ready: SocketWatch,
         spawned_in: Duration,
+        (counted, version): (Counted, Version),
     ) -> Self {
         Self {
             instance,
@@ -69,13 +80,22 @@ impl FirecrackerMachine {
             control: Mutex::new(Control::Fresh(Box::new((spec, ready)))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
+            counted,
+            version,
         }
     }
 
     /// Connects to a Firecracker that runs already and asks for its state.
-    pub(super) async fn adopted(instance: Instance, place: Place) -> std::io::Result<Self> {
+    pub(super) async fn adopted(
+        instance: Instance,
+        place: Place,
+        counted: Counted,
+    ) -> std::io::Result<Self> {
         let client = Client::connect(&place.api_socket()).await?;
         let info: InstanceInfo = client.get("/", CONFIGURE).await.map_err(io_error)?;
+        // The one that runs, which may be older than the one that is installed by now.
+        let version: Version = info.vmm_version.parse().map_err(std::io::Error::other)?;
+        let client = client.for_version(version);
         instance.set_state(match info.state {
             InstanceState::NotStarted => MachineState::Spawned,
             InstanceState::Running => MachineState::Running,
@@ -89,6 +109,8 @@ impl FirecrackerMachine {
             control: Mutex::new(Control::Ready(Arc::new(client))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in: Duration::ZERO,
+            counted,
+            version,
         })
     }
 
@@ -129,35 +151,100 @@ impl FirecrackerMachine {
         let _one_at_a_time = self.lifecycle.lock().await;
         self.instance.require(from, call)?;
         let client = self.client(call)?;
-        let patch = async {
-            client
-                .patch("/vm", &wanted, CHANGE)
-                .await
-                .map_err(call_error)
-        };
-        self.instance.call(call, during, patch).await?;
+        let change = send(&client, &wanted);
+        self.instance.call(call, during, change).await?;
         self.instance.set_state(to);
         Ok(())
     }
 
     /// The rest before the start, in an order that makes `/dev/vda` the first disk.
     async fn configure(&self, client: &Client, spec: &MachineSpec) -> Result<(), CallError> {
-        put(client, "/boot-source", &boot_source(spec)).await?;
+        send(client, &boot_source(spec)).await?;
         for disk in &spec.disks {
-            put(client, &format!("/drives/{}", disk.id), &drive(disk)).await?;
+            send(client, &drive(disk)).await?;
         }
         for nic in &spec.nics {
-            let path = format!("/network-interfaces/{}", nic.id);
-            put(client, &path, &network_interface(nic)).await?;
+            send(client, &network_interface(nic)).await?;
         }
         if spec.agent {
             let vsock = Vsock {
                 guest_cid: GUEST_CID,
                 uds_path: self.place.inside(VSOCK_SOCKET),
             };
-            put(client, "/vsock", &vsock).await?;
+            send(client, &vsock).await?;
         }
-        put(client, "/entropy", &Entropy {}).await
+        if let Some(balloon) = balloon(spec) {
+            send(client, &balloon).await?;
+        }
+        if let Some(memory) = memory_hotplug(spec) {
+            send(client, &memory).await?;
+        }
+        if let Some(options) = &spec.options.metadata {
+            send(client, &mmds_config(options)).await?;
+            if let Some(content) = &options.content {
+                send(client, &Metadata(content.clone())).await?;
+            }
+        }
+        send(client, &entropy(spec)).await
+    }
+
+    /// Sends what may be asked of a machine whose guest runs or is paused.
+    async fn request<R: Request>(
+        &self,
+        call: &'static str,
+        during: &'static str,
+        request: &R,
+    ) -> Result<(), MachineError> {
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let client = self.client_of_guest(call)?;
+        let sent = send(&client, request);
+        self.instance.call(call, during, sent).await
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+    ) -> Result<T, MachineError> {
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let client = self.client_of_guest(call)?;
+        let read = async { client.get(path, CONFIGURE).await.map_err(call_error) };
+        self.instance.call(call, "answering", read).await
+    }
+
+    fn client_of_guest(&self, call: &'static str) -> Result<Arc<Client>, MachineError> {
+        match self.instance.state() {
+            MachineState::Running | MachineState::Paused => self.client(call),
+            state => Err(MachineError::State { call, state }),
+        }
+    }
+
+    /// Brings the new file of a disk into the jail, if there is one, with the rights of the old.
+    async fn disk_file(&self, change: &DiskChange) -> Result<DiskChange, MachineError> {
+        let mut change = change.clone();
+        let (Some(jail), Some(path)) = (&self.instance.record().jail, &change.path) else {
+            return Ok(change);
+        };
+        let config: Value = self.read("change a disk", "/vm/config").await?;
+        let drives = config["drives"].as_array();
+        let known = drives
+            .and_then(|drives| drives.iter().find(|one| one["drive_id"] == *change.id))
+            .ok_or_else(|| MachineError::NoDevice(change.id.clone()))?;
+        let access = if known["is_read_only"] == true {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        let (jail, path) = (jail.clone(), path.clone());
+        let stem = format!("disk-{}", change.id);
+        let brought =
+            tokio::task::spawn_blocking(move || jail.bring_in_later(&path, &stem, access)).await;
+        let brought = brought.map_err(|error| MachineError::Control {
+            call: "change a disk".to_owned(),
+            source: error.into(),
+        })?;
+        change.path = Some(brought?);
+        Ok(change)
     }
 }
 
@@ -202,11 +289,16 @@ impl Machine for FirecrackerMachine {
         let client = self
             .instance
             .call("answer", "starting", connect(&ready))
-            .await?;
+            .await?
+            .for_version(self.version);
         let control = begin.elapsed();
 
         self.instance
-            .call("configure", "configuring", size(&client, &spec))
+            .call(
+                "configure",
+                "configuring",
+                send(&client, &machine_config(&spec)),
+            )
             .await?;
         // It has answered, so the thread that answers is filtered, or none ever will be: nothing
         // is shown to a Firecracker that is not confined, and no guest runs in it.
@@ -215,7 +307,7 @@ impl Machine for FirecrackerMachine {
             .call("configure", "configuring", self.configure(&client, &spec))
             .await?;
         self.instance
-            .call("boot", "booting", act(&client, Action::InstanceStart))
+            .call("boot", "booting", send(&client, &Action::InstanceStart))
             .await?;
         self.instance.verify(promise(Filtered::All)).await?;
         *self.control() = Control::Ready(Arc::new(client));
@@ -247,10 +339,99 @@ impl Machine for FirecrackerMachine {
         let call = "press Ctrl-Alt-Del";
         self.instance.require(MachineState::Running, call)?;
         let client = self.client(call)?;
-        let press = act(&client, Action::SendCtrlAltDel);
+        let press = send(&client, &Action::SendCtrlAltDel);
         self.instance
             .call(call, "pressing Ctrl-Alt-Del", press)
             .await
+    }
+
+    async fn set_metadata(&self, content: &Value) -> Result<(), MachineError> {
+        let content = Metadata(content.clone());
+        self.request("set metadata", "setting metadata", &content)
+            .await
+    }
+
+    async fn patch_metadata(&self, patch: &Value) -> Result<(), MachineError> {
+        let patch = MetadataPatch(patch.clone());
+        self.request("change metadata", "changing metadata", &patch)
+            .await
+    }
+
+    async fn metadata(&self) -> Result<Value, MachineError> {
+        self.read("read metadata", "/mmds").await
+    }
+
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError> {
+        let change = self.disk_file(change).await?;
+        self.request("change a disk", "changing a disk", &drive_change(&change))
+            .await
+    }
+
+    async fn update_nic(&self, change: &NicChange) -> Result<(), MachineError> {
+        let change = interface_change(change);
+        self.request("change an interface", "changing an interface", &change)
+            .await
+    }
+
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError> {
+        let change = BalloonChange { amount_mib };
+        self.request("take memory back", "taking memory back", &change)
+            .await
+    }
+
+    async fn balloon(&self) -> Result<BalloonState, MachineError> {
+        let call = "read the balloon";
+        let config: Balloon = self.read(call, "/balloon").await?;
+        if config.stats_polling_interval_s.unwrap_or(0) == 0 {
+            return Ok(BalloonState {
+                target_mib: config.amount_mib.into(),
+                ..BalloonState::default()
+            });
+        }
+        let stats: BalloonStats = self.read(call, "/balloon/statistics").await?;
+        Ok(BalloonState {
+            target_mib: stats.target_mib,
+            actual_mib: stats.actual_mib,
+            free_bytes: stats.free_memory,
+            available_bytes: stats.available_memory,
+            total_bytes: stats.total_memory,
+        })
+    }
+
+    async fn set_hotplug_memory(&self, mib: u32) -> Result<(), MachineError> {
+        let change = MemoryHotplugChange {
+            requested_size_mib: mib,
+        };
+        self.request("add memory", "adding memory", &change).await
+    }
+
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError> {
+        let status: MemoryHotplugStatus = self.read("read the memory", "/hotplug/memory").await?;
+        Ok(HotplugState {
+            total_mib: status.total_size_mib,
+            requested_mib: status.requested_size_mib,
+            plugged_mib: status.plugged_size_mib,
+        })
+    }
+
+    async fn metrics(&self) -> Result<Metrics, MachineError> {
+        let call = "write its metrics";
+        let before = self.counted.lines();
+        self.request(call, "writing its metrics", &Action::FlushMetrics)
+            .await?;
+        let counted = async {
+            // Answered when it is written; it only has to come through the FIFO.
+            timeout(CONFIGURE, self.counted.beyond(before))
+                .await
+                .map_err(|_| CallError::Refused {
+                    status: None,
+                    message: "no metrics came".to_owned(),
+                })
+        };
+        self.instance
+            .call(call, "writing its metrics", counted)
+            .await?;
+        Ok(self.counted.metrics())
     }
 
     async fn wait(&self) -> Exit {
@@ -272,42 +453,6 @@ impl Machine for FirecrackerMachine {
     }
 }
 
-async fn size(client: &Client, spec: &MachineSpec) -> Result<(), CallError> {
-    let machine = MachineConfig {
-        vcpu_count: spec.vcpus,
-        mem_size_mib: spec.mem_mib,
-    };
-    put(client, "/machine-config", &machine).await
-}
-
-fn boot_source(spec: &MachineSpec) -> BootSource {
-    BootSource {
-        kernel_image_path: spec.boot.kernel.clone(),
-        initrd_path: spec.boot.initramfs.clone(),
-        boot_args: Some(command_line(KERNEL_ARGS, &spec.boot.args)),
-    }
-}
-
-fn drive(disk: &Disk) -> Drive {
-    Drive {
-        drive_id: disk.id.clone(),
-        path_on_host: disk.path.clone(),
-        // The agent mounts the root: the kernel is told of none.
-        is_root_device: false,
-        is_read_only: disk.read_only,
-    }
-}
-
-fn network_interface(nic: &Nic) -> NetworkInterface {
-    NetworkInterface {
-        iface_id: nic.id.clone(),
-        host_dev_name: nic.tap.clone(),
-        guest_mac: Some(nic.mac),
-        rx_rate_limiter: nic.rx_limit,
-        tx_rate_limiter: nic.tx_limit,
-    }
-}
-
 async fn connect(ready: &SocketWatch) -> Result<Client, CallError> {
     let stream = timeout(CONFIGURE, ready.connect())
         .await
@@ -316,19 +461,8 @@ async fn connect(ready: &SocketWatch) -> Result<Client, CallError> {
     Client::over(stream).await.map_err(CallError::Broken)
 }
 
-async fn put<T: serde::Serialize + Sync>(
-    client: &Client,
-    path: &str,
-    body: &T,
-) -> Result<(), CallError> {
-    client.put(path, body, CONFIGURE).await.map_err(call_error)
-}
-
-async fn act(client: &Client, action: Action) -> Result<(), CallError> {
-    client
-        .put("/actions", &action, CHANGE)
-        .await
-        .map_err(call_error)
+async fn send<R: Request>(client: &Client, request: &R) -> Result<(), CallError> {
+    client.send(request).await.map_err(call_error)
 }
 
 fn call_error(error: ApiError) -> CallError {
@@ -340,10 +474,12 @@ fn call_error(error: ApiError) -> CallError {
         ApiError::Deadline(deadline) => CallError::Deadline(deadline),
         ApiError::Broken(source) => CallError::Broken(source),
         // Refused on this side, before it was sent.
-        error @ (ApiError::TooLong(_) | ApiError::Answer(_)) => CallError::Refused {
-            status: None,
-            message: error.to_string(),
-        },
+        error @ (ApiError::TooLong(_) | ApiError::NotInVersion { .. } | ApiError::Answer(_)) => {
+            CallError::Refused {
+                status: None,
+                message: error.to_string(),
+            }
+        }
     }
 }
 

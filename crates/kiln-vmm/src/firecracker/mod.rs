@@ -6,20 +6,25 @@
 pub mod api;
 pub mod config;
 mod machine;
+mod metrics;
 mod place;
 mod ready;
+mod requests;
+pub mod version;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::io::unix::AsyncFd;
 
 use self::machine::FirecrackerMachine;
+use self::metrics::{Counted, count};
 use self::place::Place;
 use self::ready::SocketWatch;
+use self::version::{Feature, Version};
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles};
@@ -41,6 +46,7 @@ const VSOCK_SOCKET: &str = "v.sock";
 const AGENT_SOCKET: &str = "v.sock_5556";
 const CONSOLE_FIFO: &str = "con.out";
 const OUTPUT_FIFO: &str = "vmm.out";
+const METRICS_FIFO: &str = "metrics";
 /// Everything that a machine has in its runtime directory.
 pub(crate) const FILES: &[&str] = &[
     API_SOCKET,
@@ -48,6 +54,7 @@ pub(crate) const FILES: &[&str] = &[
     AGENT_SOCKET,
     CONSOLE_FIFO,
     OUTPUT_FIFO,
+    METRICS_FIFO,
 ];
 const SOCKETS: &[&str] = &[API_SOCKET, VSOCK_SOCKET, AGENT_SOCKET];
 
@@ -69,17 +76,12 @@ pub const JAILER_VARIABLE: &str = "KILN_JAILER";
 const KERNEL_ARGS: &str = "console=ttyS0 quiet reboot=k panic=-1 cryptomgr.notests \
                            i8042.noaux i8042.nomux i8042.dumbkbd";
 
-/// How long Firecracker may take for a call that only configures. A dead one is noticed at once,
-/// so this is for one that hangs; a loaded machine gets its time.
-const CONFIGURE: Duration = Duration::from_secs(20);
-/// How long it may take to start, pause or resume the guest.
-const CHANGE: Duration = Duration::from_secs(60);
-
 /// Firecracker on this host.
 #[derive(Debug)]
 pub struct FirecrackerEngine {
     program: PathBuf,
     jailer: Option<PathBuf>,
+    version: Version,
     capabilities: Capabilities,
 }
 
@@ -89,18 +91,38 @@ impl FirecrackerEngine {
     /// # Errors
     /// The program is missing or no Firecracker.
     pub async fn open(program: &Path) -> Result<Self, ProgramError> {
+        let text = version(program, "Firecracker v").await?;
+        let unsupported = || ProgramError::Unsupported {
+            program: program.to_owned(),
+            version: text.clone(),
+        };
+        let version: Version = text.parse().map_err(|_| unsupported())?;
+        if version < Version::OLDEST {
+            return Err(unsupported());
+        }
         Ok(Self {
             program: program.to_owned(),
             jailer: find_jailer(program),
+            version,
             capabilities: Capabilities {
-                version: version(program, "Firecracker v").await?,
+                version: text,
                 acceleration: Acceleration::Kvm,
                 pause: true,
                 ctrl_alt_del: cfg!(target_arch = "x86_64"),
                 max_disks: MAX_DISKS,
                 max_nics: MAX_NICS,
+                nic_limits: true,
+                metadata: true,
+                memory_hotplug: Feature::MemoryHotplug.is_in(version),
+                diff_snapshots: true,
             },
         })
+    }
+
+    /// Its version, which [`version`] tells more about.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// Jails machines by the jailer at `path`, not by the one that was found.
@@ -127,6 +149,7 @@ impl FirecrackerEngine {
         let mut faults = check(spec, &limits)
             .err()
             .map_or_else(Vec::new, |faults| faults.0);
+        faults.extend(requests::faults(spec, self.version));
         if spec.jail.is_some() && self.jailer.is_none() {
             faults.push(SpecFault::NoJailer);
         }
@@ -173,6 +196,7 @@ impl FirecrackerEngine {
             // Request bodies are logged at the level below: kernel arguments stay out of it.
             .args(["--level", "Warning"])
             .args(["--log-path".into(), place.inside(OUTPUT_FIFO)])
+            .args(["--metrics-path".into(), place.inside(METRICS_FIFO)])
             .args(["--api-sock".into(), place.inside(API_SOCKET)]);
         command.surround(surroundings(spec, jail)?);
         Ok(command)
@@ -277,6 +301,7 @@ impl Engine for FirecrackerEngine {
         let output = Output::make(&place, &mut made)?;
         if let Some(jail) = jail.as_ref().map(Jail::record) {
             give_to(&place.output(), jail.uid, jail.gid)?;
+            give_to(&place.metrics(), jail.uid, jail.gid)?;
         }
         let prepared = |path: &Path| {
             let path = path.to_owned();
@@ -306,10 +331,15 @@ impl Engine for FirecrackerEngine {
             allow_insecure: spec.allow_insecure,
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
-        readers.drain_into(&instance);
+        let counted = readers.drain_into(&instance);
         let spawned = begin.elapsed();
         Ok(Box::new(FirecrackerMachine::spawned(
-            instance, place, inside, ready, spawned,
+            instance,
+            place,
+            inside,
+            ready,
+            spawned,
+            (counted, self.version),
         )))
     }
 
@@ -331,10 +361,10 @@ impl Engine for FirecrackerEngine {
             ConsoleLog::open(&record.console_log).map_err(|error| unresponsive(record, error))?;
         let instance = Instance::new(record.clone(), process, console, MachineState::Running);
         // A machine whose output cannot be drained still runs, and its guest loses nothing.
-        if let Ok(readers) = Readers::open(&place) {
-            readers.drain_into(&instance);
-        }
-        FirecrackerMachine::adopted(instance, place)
+        let counted = Readers::open(&place)
+            .map(|readers| readers.drain_into(&instance))
+            .unwrap_or_default();
+        FirecrackerMachine::adopted(instance, place, counted)
             .await
             .map(|machine| Box::new(machine) as Box<dyn Machine>)
             .map_err(|source| unresponsive(record, source))
@@ -358,7 +388,11 @@ impl Output {
     fn make(place: &Place, made: &mut MadeFiles) -> Result<Self, SpawnError> {
         Ok(Self {
             console: made.make(place.console(), make_fifo)?,
-            own: made.make(place.output(), make_fifo)?,
+            own: {
+                // Firecracker opens this one by itself.
+                made.make(place.metrics(), make_fifo)?;
+                made.make(place.output(), make_fifo)?
+            },
         })
     }
 }
@@ -367,6 +401,7 @@ impl Output {
 struct Readers {
     console: AsyncFd<OwnedFd>,
     own: AsyncFd<OwnedFd>,
+    metrics: AsyncFd<OwnedFd>,
 }
 
 impl Readers {
@@ -375,15 +410,19 @@ impl Readers {
         Ok(Self {
             console: reader(place.console())?,
             own: reader(place.output())?,
+            metrics: reader(place.metrics())?,
         })
     }
 
-    fn drain_into(self, instance: &Instance) {
+    fn drain_into(self, instance: &Instance) -> Counted {
         let process = instance.process();
         let console = Sink::Console(instance.console().clone());
         instance.drain(drain_fifo(self.console, process.clone(), console));
         let own = Sink::Output(instance.output().clone());
         instance.drain(drain_fifo(self.own, process.clone(), own));
+        let counted = Counted::default();
+        instance.drain(count(self.metrics, process.clone(), counted.clone()));
+        counted
     }
 }
 

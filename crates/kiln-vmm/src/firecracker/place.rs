@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{AGENT_SOCKET, API_SOCKET, CONSOLE_FIFO, FILES, OUTPUT_FIFO, VSOCK_SOCKET};
+use super::{
+    AGENT_SOCKET, API_SOCKET, CONSOLE_FIFO, FILES, METRICS_FIFO, OUTPUT_FIFO, VSOCK_SOCKET,
+};
 use crate::instance::RuntimeFiles;
 use crate::machine::MachineRecord;
 
@@ -46,6 +48,10 @@ impl Place {
 
     pub(super) fn output(&self) -> PathBuf {
         self.opened(OUTPUT_FIFO)
+    }
+
+    pub(super) fn metrics(&self) -> PathBuf {
+        self.opened(METRICS_FIFO)
     }
 
     pub(super) fn console(&self) -> PathBuf {

@@ -56,6 +56,36 @@ impl JailRecord {
         self.dir.as_deref().map(|dir| dir.join(ROOT))
     }
 
+    /// Brings a file into the jail of a machine that runs, under a name that begins with `stem`;
+    /// returns its path as the VMM sees it. Blocks.
+    pub(crate) fn bring_in_later(
+        &self,
+        from: &Path,
+        stem: &str,
+        access: Access,
+    ) -> Result<PathBuf, JailError> {
+        let Some(root) = self.root() else {
+            return Ok(from.to_owned());
+        };
+        let mut number = 1;
+        let name = loop {
+            let name = format!("{stem}-{number}");
+            if !root.join(&name).exists() {
+                break name;
+            }
+            number += 1;
+        };
+        let to = root.join(&name);
+        if files::bring_in(from, &to, access, (self.uid, self.gid))? == files::Way::Bind {
+            // Its mount namespace is closed by now.
+            let _ = std::fs::remove_file(&to);
+            return Err(step("reach from another file system", from)(
+                std::io::ErrorKind::CrossesDevices.into(),
+            ));
+        }
+        Ok(Path::new("/").join(name))
+    }
+
     /// Kills what is left in the jail and removes it. Blocks. Idempotent.
     pub(crate) fn sweep(&self) -> Result<(), JailError> {
         // First the processes: a directory that is in use could grow again.

@@ -34,6 +34,12 @@ pub(super) struct Inherited {
 
 /// Room for translated code; QEMU would take an eighth of the host's memory.
 pub(super) const TRANSLATED_MIB: u64 = 256;
+/// Begin the names of a disk's block node and of its device; its id follows.
+pub(super) const DISK_NODE: &str = "disk-";
+pub(super) const DISK_DEVICE: &str = "blk-";
+/// The balloon's name.
+pub(super) const BALLOON: &str = "balloon0";
+
 /// The name under which the guest finds the agent's port.
 const AGENT_PORT_NAME: &str = "agent.0";
 /// The name of the console's character device, asked for by QMP.
@@ -53,19 +59,37 @@ pub(super) fn arguments(
     channels(&mut args, inherited.sockets);
     disks(&mut args, spec, &inherited.disks);
     nics(&mut args, spec, &inherited.taps);
+    balloon(&mut args, spec);
     args.option("-device", "virtio-rng-device,id=rng0");
     args.0
 }
 
+fn balloon(args: &mut Words, spec: &MachineSpec) {
+    let Some(options) = &spec.options.balloon else {
+        return;
+    };
+    let on = |wanted| if wanted { "on" } else { "off" };
+    args.option(
+        "-device",
+        format!(
+            "virtio-balloon-device,id={BALLOON},deflate-on-oom={},free-page-reporting={}",
+            on(options.deflate_on_oom),
+            on(options.free_page_reporting)
+        ),
+    );
+}
+
 fn disks(args: &mut Words, spec: &MachineSpec, fds: &[RawFd]) {
     for (position, (disk, fd)) in spec.disks.iter().zip(fds).enumerate() {
-        let node = format!("disk{position}");
+        let node = format!("{DISK_NODE}{}", disk.id);
         args.option("-add-fd", format!("fd={fd},set={position}"));
         args.option(
             "-blockdev",
             json!({
                 "driver": "raw",
                 "node-name": node,
+                // Without, a flush of the guest's ends in the host's page cache.
+                "cache": { "direct": false, "no-flush": !disk.options.writeback },
                 "read-only": disk.read_only,
                 "discard": "unmap",
                 "file": {
@@ -81,7 +105,7 @@ fn disks(args: &mut Words, spec: &MachineSpec, fds: &[RawFd]) {
             "-device",
             json!({
                 "driver": "virtio-blk-device",
-                "id": format!("blk{position}"),
+                "id": format!("{DISK_DEVICE}{}", disk.id),
                 "drive": node,
                 "serial": disk.id,
             })
@@ -208,6 +232,7 @@ mod tests {
                 id: "root".into(),
                 path: path.into(),
                 read_only: true,
+                options: crate::DiskOptions::default(),
             }],
             nics: vec![Nic {
                 id: "eth0".into(),
@@ -219,6 +244,7 @@ mod tests {
             netns: None,
             jail: None,
             allow_insecure: false,
+            options: crate::MachineOptions::default(),
             agent: true,
             console_log: "/run/m/console".into(),
         }

@@ -1,5 +1,7 @@
 //! One QEMU and what can be asked of it.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,12 +11,16 @@ use tokio::net::UnixStream;
 
 use super::args::CONSOLE_CHARDEV;
 use super::qmp::{Qmp, QmpError};
-use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET};
+use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET, devices};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
 use crate::jail::{Confinement, Filtered, Promise};
-use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
+use crate::machine::{
+    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+};
+use crate::metrics::Metrics;
+use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
 
 /// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
 /// user who can open next to nothing there.
@@ -34,10 +40,17 @@ pub(super) struct QemuMachine {
     spawned_in: Duration,
 }
 
+/// What a boot needs.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    /// Connected; QEMU has not been spoken to yet.
+    pub(super) stream: UnixStream,
+    pub(super) spec: MachineSpec,
+}
+
 #[derive(Debug)]
 enum Control {
-    /// Connected, QEMU has not been spoken to yet.
-    Fresh(UnixStream),
+    Fresh(Box<Fresh>),
     /// A boot was begun.
     Taken,
     Ready(Arc<Qmp>),
@@ -47,15 +60,14 @@ impl QemuMachine {
     pub(super) fn spawned(
         instance: Instance,
         files: RuntimeFiles,
-        agent: bool,
-        qmp: UnixStream,
+        fresh: Fresh,
         spawned_in: Duration,
     ) -> Self {
         Self {
             instance,
             files,
-            agent,
-            control: Mutex::new(Control::Fresh(qmp)),
+            agent: fresh.spec.agent,
+            control: Mutex::new(Control::Fresh(Box::new(fresh))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
         }
@@ -90,10 +102,10 @@ impl QemuMachine {
     }
 
     /// The connection made when QEMU was spawned, for the one boot that there is.
-    fn take_fresh(&self) -> Option<UnixStream> {
+    fn take_fresh(&self) -> Option<Fresh> {
         let mut control = self.control();
         match std::mem::replace(&mut *control, Control::Taken) {
-            Control::Fresh(stream) => Some(stream),
+            Control::Fresh(fresh) => Some(*fresh),
             other => {
                 *control = other;
                 None
@@ -108,6 +120,13 @@ impl QemuMachine {
                 call,
                 state: self.instance.state(),
             }),
+        }
+    }
+
+    fn qmp_of_guest(&self, call: &'static str) -> Result<Arc<Qmp>, MachineError> {
+        match self.instance.state() {
+            MachineState::Running | MachineState::Paused => self.qmp(call),
+            state => Err(MachineError::State { call, state }),
         }
     }
 
@@ -157,7 +176,7 @@ impl Machine for QemuMachine {
         if self.instance.process().exited().is_none() {
             self.instance.require(MachineState::Spawned, "boot")?;
         }
-        let Some(stream) = self.take_fresh() else {
+        let Some(Fresh { stream, spec }) = self.take_fresh() else {
             let state = self.instance.state();
             return Err(MachineError::State {
                 call: "boot",
@@ -177,6 +196,7 @@ impl Machine for QemuMachine {
         self.instance
             .call("boot", "booting", async {
                 console_connected(&qmp).await?;
+                apply_options(&qmp, &spec).await.map_err(call_error)?;
                 run(&qmp, "cont").await
             })
             .await?;
@@ -203,6 +223,83 @@ impl Machine for QemuMachine {
         Err(MachineError::Unsupported("press Ctrl-Alt-Del"))
     }
 
+    async fn set_metadata(&self, _content: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn patch_metadata(&self, _patch: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn metadata(&self) -> Result<Value, MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError> {
+        let call = "change a disk";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let known = async {
+            devices::disk_is_read_only(&qmp, &change.id)
+                .await
+                .map_err(call_error)
+        };
+        let read_only = self.instance.call(call, "answering", known).await?;
+        let read_only = read_only.ok_or_else(|| MachineError::NoDevice(change.id.clone()))?;
+        let file = change.path.as_deref().map(|path| open(path, read_only));
+        let file = file.transpose()?;
+        let changed = async {
+            if let Some(file) = file {
+                devices::replace_disk(&qmp, &change.id, file, read_only).await?;
+            }
+            if let Some(limit) = change.limit {
+                devices::limit_disk(&qmp, &change.id, limit).await?;
+            }
+            Ok(())
+        };
+        let changed = async { changed.await.map_err(call_error) };
+        self.instance.call(call, "changing a disk", changed).await
+    }
+
+    async fn update_nic(&self, _change: &NicChange) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("limit an interface"))
+    }
+
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError> {
+        let call = "take memory back";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let set = async {
+            let set = devices::set_balloon(&qmp, amount_mib).await;
+            set.map_err(call_error)
+        };
+        self.instance.call(call, "taking memory back", set).await
+    }
+
+    async fn balloon(&self) -> Result<BalloonState, MachineError> {
+        let call = "read the balloon";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let state = async { devices::balloon(&qmp).await.map_err(call_error) };
+        self.instance.call(call, "answering", state).await
+    }
+
+    async fn set_hotplug_memory(&self, _mib: u32) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn metrics(&self) -> Result<Metrics, MachineError> {
+        let call = "read its metrics";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let metrics = async { devices::metrics(&qmp).await.map_err(call_error) };
+        self.instance.call(call, "answering", metrics).await
+    }
+
     async fn wait(&self) -> Exit {
         self.instance.wait().await
     }
@@ -214,6 +311,34 @@ impl Machine for QemuMachine {
     async fn close(&self, grace: Duration) -> Result<Exit, MachineError> {
         self.instance.close(grace, &self.files).await
     }
+}
+
+/// What the command line cannot say.
+async fn apply_options(qmp: &Qmp, spec: &MachineSpec) -> Result<(), QmpError> {
+    for disk in &spec.disks {
+        if let Some(limit) = disk.options.limit {
+            devices::limit_disk(qmp, &disk.id, limit).await?;
+        }
+    }
+    if let Some(balloon) = spec.options.balloon {
+        devices::poll_balloon(qmp, balloon.stats_interval_s).await?;
+        if balloon.amount_mib > 0 {
+            devices::set_balloon(qmp, balloon.amount_mib).await?;
+        }
+    }
+    Ok(())
+}
+
+fn open(path: &Path, read_only: bool) -> Result<OwnedFd, MachineError> {
+    std::fs::File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| MachineError::Control {
+            call: format!("open {}", path.display()),
+            source,
+        })
 }
 
 async fn start(stream: UnixStream) -> Result<Qmp, CallError> {

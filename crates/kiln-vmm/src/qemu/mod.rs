@@ -7,6 +7,7 @@
 //! Under TCG this engine is for hosts without usable KVM: slow, and not a security boundary.
 
 mod args;
+mod devices;
 mod machine;
 pub mod qmp;
 mod tsc;
@@ -23,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use self::args::{Inherited, SocketFds};
-use self::machine::QemuMachine;
+use self::machine::{Fresh, QemuMachine};
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
@@ -33,12 +34,13 @@ use crate::machine::{
     MachineState,
 };
 use crate::netns::open_netns;
+use crate::options::DiskOptions;
 use crate::output::{Sink, drain_fifo, drain_stream, make_fifo, open_fifo};
 use crate::process::{Surroundings, TakeOverError, User, VmmCommand, VmmProcess};
 use crate::program::{ProgramError, version};
 use crate::readable_fd::readable_fd;
 use crate::tap;
-use crate::validate::{EngineLimits, check};
+use crate::validate::{EngineLimits, SpecFault, SpecFaults, check};
 
 const QMP_SOCKET: &str = "qmp.sock";
 const CONSOLE_SOCKET: &str = "con.sock";
@@ -101,6 +103,10 @@ impl QemuEngine {
                 ctrl_alt_del: false,
                 max_disks: MAX_DISKS,
                 max_nics: MAX_NICS,
+                nic_limits: false,
+                metadata: false,
+                memory_hotplug: false,
+                diff_snapshots: false,
             },
             kernel_args: args::kernel_args(acceleration, tsc_khz),
         })
@@ -115,6 +121,19 @@ impl QemuEngine {
             socket_dir: None,
             confines: true,
             own_args: self.kernel_args.clone(),
+        }
+    }
+
+    /// Validates `spec` whole.
+    fn check(&self, spec: &MachineSpec) -> Result<(), SpawnError> {
+        let mut faults = check(spec, &self.limits())
+            .err()
+            .map_or_else(Vec::new, |faults| faults.0);
+        faults.extend(missing_options(spec).map(SpecFault::Option));
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(SpawnError::Invalid(SpecFaults(faults)))
         }
     }
 
@@ -162,6 +181,29 @@ impl QemuEngine {
             pids: OWN_THREADS + u32::from(spec.vcpus),
         }
     }
+}
+
+/// What of the options QEMU's `microvm` does not have, or Kiln does not ask it for.
+fn missing_options(spec: &MachineSpec) -> impl Iterator<Item = &'static str> {
+    let options = &spec.options;
+    let disks = |has: fn(&DiskOptions) -> bool| spec.disks.iter().any(|disk| has(&disk.options));
+    [
+        (options.smt, "threads of cores"),
+        (options.cpu_template.is_some(), "CPU templates"),
+        (options.track_dirty_pages, "diff snapshots"),
+        (options.huge_pages, "memory in huge pages"),
+        (options.memory_hotplug.is_some(), "memory that can be added"),
+        (options.metadata.is_some(), "metadata service"),
+        (options.entropy_limit.is_some(), "limit of entropy"),
+        (
+            disks(|disk| disk.root),
+            "root disk: name it in the kernel's arguments",
+        ),
+        (disks(|disk| disk.partuuid.is_some()), "partition as root"),
+        (disks(|disk| disk.async_io), "io_uring"),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, what)| wanted.then_some(what))
 }
 
 /// Files and TAPs of one machine, open for QEMU to inherit.
@@ -271,7 +313,7 @@ impl Engine for QemuEngine {
 
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
-        check(spec, &self.limits()).map_err(SpawnError::Invalid)?;
+        self.check(spec)?;
         let (preparing, limits) = (spec.clone(), self.limits_of(spec));
         let (jail, opened) = off_the_runtime(move || prepare(&preparing, limits)).await?;
         let files = RuntimeFiles::new(&spec.runtime_dir, FILES);
@@ -308,8 +350,10 @@ impl Engine for QemuEngine {
         Ok(Box::new(QemuMachine::spawned(
             instance,
             files,
-            spec.agent,
-            streams.qmp,
+            Fresh {
+                stream: streams.qmp,
+                spec: spec.clone(),
+            },
             spawned,
         )))
     }

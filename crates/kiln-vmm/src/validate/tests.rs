@@ -31,12 +31,14 @@ fn good(dir: &Path) -> MachineSpec {
             id: "root".into(),
             path: disk,
             read_only: true,
+            options: crate::DiskOptions::default(),
         }],
         agent: true,
         nics: vec![],
         netns: None,
         jail: None,
         allow_insecure: true,
+        options: crate::MachineOptions::default(),
         console_log: dir.join("console"),
     }
 }

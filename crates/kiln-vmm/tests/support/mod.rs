@@ -1,6 +1,7 @@
 //! What the engine tests share: a machine's directories, and waiting for what a guest prints.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod netns;
 pub(crate) mod stub;
 
 use std::path::{Path, PathBuf};
@@ -65,6 +66,7 @@ impl Place {
             netns: None,
             jail: None,
             allow_insecure: true,
+            options: kiln_vmm::MachineOptions::default(),
             console_log: self.dir.join("console.log"),
         }
     }
@@ -78,6 +80,7 @@ impl Place {
             id: id.into(),
             path,
             read_only,
+            options: kiln_vmm::DiskOptions::default(),
         }
     }
 
