@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::jail::Breach;
 use crate::machine::{EngineKind, Exit, MachineState};
+use crate::snapshot::SnapshotError;
 use crate::validate::SpecFaults;
 
 /// The last words of a VMM and its guest, for error messages and post-mortems.
@@ -33,6 +34,9 @@ pub enum SpawnError {
     /// Its jail cannot be made.
     #[error(transparent)]
     Jail(#[from] JailError),
+    /// The snapshot that it begins from cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A TAP of it cannot be opened.
     #[error("cannot open the TAP {tap}")]
     Tap {
@@ -122,6 +126,9 @@ pub enum MachineError {
     /// It has no device of that name.
     #[error("the machine has no device {0:?}")]
     NoDevice(String),
+    /// No snapshot could be made.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A file cannot come into its jail.
     #[error(transparent)]
     Jail(#[from] JailError),

@@ -32,7 +32,9 @@ mod program;
 pub mod qemu;
 mod readable_fd;
 pub mod select;
+pub mod snapshot;
 mod tap;
+pub mod uffd;
 mod validate;
 
 pub use agent_socket::listen_for_agent;
@@ -40,7 +42,7 @@ pub use discard::discard;
 pub use error::{AdoptError, Diagnostics, JailError, MachineError, SpawnError};
 pub use machine::{
     Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
-    Machine, MachineRecord, MachineSpec, MachineState, ProcessIdentity,
+    Machine, MachineRecord, MachineShape, MachineSpec, MachineState, ProcessIdentity,
 };
 pub use metrics::{DiskMetrics, Metrics, NicMetrics};
 pub use nic::{MacAddress, MacAddressError, Nic, RateLimit, TokenBucket};
@@ -52,6 +54,7 @@ pub use program::ProgramError;
 pub use select::{
     EnginePreference, Finding, SelectError, SelectOptions, Selection, Subject, select,
 };
+pub use snapshot::{Manifest, Restore, SnapshotError, SnapshotKind, SnapshotTarget};
 pub use validate::{
     MAX_DISK_ID_BYTES, MAX_KERNEL_ARGS_BYTES, MAX_SOCKET_PATH_BYTES, SpecFault, SpecFaults,
 };

@@ -15,6 +15,7 @@ use crate::nic::Nic;
 use crate::options::{
     BalloonState, DiskChange, DiskOptions, HotplugState, MachineOptions, NicChange,
 };
+use crate::snapshot::{DiskFacts, Manifest, NicFacts, Restore, SnapshotTarget};
 
 /// Which program runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,8 +76,10 @@ pub struct MachineSpec {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 1.
     pub mem_mib: u32,
-    /// What is booted.
+    /// What is booted; not looked at where a snapshot is restored.
     pub boot: Boot,
+    /// Begins from a snapshot instead: the rest says of what the machine was made.
+    pub restore: Option<Restore>,
     /// Block devices in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, …).
     pub disks: Vec<Disk>,
     /// Network interfaces in the order in which the guest sees them.
@@ -133,6 +136,55 @@ pub struct ProcessIdentity {
     pub start_time: u64,
 }
 
+/// What a machine is made of, as far as its snapshots depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineShape {
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub mem_mib: u32,
+    /// Whether the guest has a channel for its agent.
+    pub agent: bool,
+    /// Its disks, where the VMM found them when it was started.
+    pub disks: Vec<DiskFacts>,
+    /// Its interfaces.
+    pub nics: Vec<NicFacts>,
+    /// The file that is its memory, where there is one.
+    pub memory_file: Option<PathBuf>,
+    /// Whether differences to its last snapshot are known.
+    pub tracks_dirty_pages: bool,
+}
+
+impl MachineShape {
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        Self {
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            agent: spec.agent,
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| DiskFacts {
+                    id: disk.id.clone(),
+                    read_only: disk.read_only,
+                    path: disk.path.clone(),
+                })
+                .collect(),
+            nics: spec
+                .nics
+                .iter()
+                .map(|nic| NicFacts {
+                    id: nic.id.clone(),
+                    tap: nic.tap.clone(),
+                    mac: nic.mac,
+                })
+                .collect(),
+            memory_file: spec.options.memory_file.clone(),
+            tracks_dirty_pages: spec.options.track_dirty_pages,
+        }
+    }
+}
+
 /// What has to be written down so that another process can take the machine over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRecord {
@@ -152,6 +204,9 @@ pub struct MachineRecord {
     /// Whether protections may be missing.
     #[serde(default)]
     pub allow_insecure: bool,
+    /// What it is made of.
+    #[serde(default)]
+    pub shape: MachineShape,
 }
 
 /// Where the host meets the agent of the guest.
@@ -253,7 +308,8 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// Where its agent is met; `None` without [`MachineSpec::agent`].
     fn agent_endpoint(&self) -> Option<AgentEndpoint>;
 
-    /// Configures the VMM and lets the guest run. Returns when the guest's processors run, not
+    /// Configures the VMM, or loads the snapshot that it begins from, and lets the guest run,
+    /// unless [`Restore::paused`](crate::Restore) says otherwise. Returns when the guest's processors run, not
     /// when the guest is up. A machine is booted once, by the process that spawned it.
     ///
     /// # Errors
@@ -338,6 +394,13 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Not running or paused.
     async fn metrics(&self) -> Result<Metrics, MachineError>;
+
+    /// Makes a snapshot of a paused machine, without its disks: copy those before it runs again.
+    ///
+    /// # Errors
+    /// Not paused, a kind that the engine or the machine does not allow, or files that cannot be
+    /// written; nothing is left then.
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError>;
 
     /// Waits until the VMM is gone and everything it printed has been taken. Cancel-safe; may be
     /// called by several tasks.

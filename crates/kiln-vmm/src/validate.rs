@@ -157,7 +157,10 @@ pub(crate) struct EngineLimits {
 pub(crate) fn check(spec: &MachineSpec, limits: &EngineLimits) -> Result<(), SpecFaults> {
     let mut faults = Vec::new();
     check_size(spec, &mut faults);
-    check_boot(&spec.boot, limits, &mut faults);
+    match &spec.restore {
+        None => check_boot(&spec.boot, limits, &mut faults),
+        Some(restore) => check_path("snapshot", &restore.dir, &mut faults),
+    }
     check_disks(&spec.disks, limits, &mut faults);
     check_nics(&spec.nics, limits, &mut faults);
     check_options(spec, &mut faults);

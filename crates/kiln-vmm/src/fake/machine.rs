@@ -15,6 +15,7 @@ use crate::jail::Confinement;
 use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{Manifest, SnapshotTarget};
 
 #[derive(Debug)]
 pub(super) struct FakeMachine {
@@ -191,6 +192,10 @@ impl Machine for FakeMachine {
 
     async fn metrics(&self) -> Result<Metrics, MachineError> {
         Ok(Metrics::default())
+    }
+
+    async fn snapshot(&self, _target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        Err(MachineError::Unsupported("make a snapshot"))
     }
 
     async fn wait(&self) -> Exit {

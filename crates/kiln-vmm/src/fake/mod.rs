@@ -34,7 +34,7 @@ use crate::error::{AdoptError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
 use crate::machine::{
     Acceleration, AgentEndpoint, Capabilities, Engine, EngineKind, Machine, MachineRecord,
-    MachineSpec, MachineState,
+    MachineShape, MachineSpec, MachineState,
 };
 use crate::output::{Sink, drain_fifo, make_fifo, open_fifo};
 use crate::process::{TakeOverError, VmmCommand, VmmProcess};
@@ -218,6 +218,7 @@ impl Engine for FakeEngine {
             console_log: spec.console_log.clone(),
             jail: None,
             allow_insecure: true,
+            shape: MachineShape::of(spec),
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, reader);

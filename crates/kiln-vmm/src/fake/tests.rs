@@ -17,6 +17,7 @@ fn spec(dir: &Path) -> MachineSpec {
         },
         disks: vec![],
         agent: false,
+        restore: None,
         nics: vec![],
         netns: None,
         jail: None,

@@ -1,5 +1,7 @@
 //! One Firecracker and what can be asked of it.
 
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,8 +13,9 @@ use tokio::time::timeout;
 use super::VSOCK_SOCKET;
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, InstanceInfo, InstanceState,
-    MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request, VmState, Vsock,
+    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, FirecrackerVersion, InstanceInfo,
+    InstanceState, MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request,
+    SnapshotCreate, SnapshotType, VmState, Vsock,
 };
 use super::metrics::Counted;
 use super::place::Place;
@@ -21,16 +24,21 @@ use super::requests::{
     balloon, boot_source, drive, drive_change, entropy, interface_change, machine_config,
     memory_hotplug, mmds_config, network_interface,
 };
-use super::version::Version;
+use super::snapshot::{Load, Written};
+use super::version::{Version, diff_corrupts};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance};
-use crate::jail::{Access, Confinement, Filtered, Promise};
+use crate::jail::{Access, Confinement, Filtered, Promise, give_to};
 use crate::machine::{
     AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{
+    DiskFacts, FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
+    SnapshotTarget, clone_file,
+};
 
 /// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
 const GUEST_CID: u32 = 3;
@@ -51,14 +59,30 @@ pub(super) struct FirecrackerMachine {
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
     spawned_in: Duration,
-    counted: Counted,
-    version: Version,
+    known: Known,
+    /// The last snapshot, which a difference can be to. `None` as soon as that is doubtful.
+    last_snapshot: Mutex<Option<PathBuf>>,
+}
+
+/// What was found out about a Firecracker.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) counted: Counted,
+    pub(super) version: Version,
+    pub(super) host: HostFacts,
+}
+
+/// How a machine begins.
+#[derive(Debug)]
+pub(super) enum Start {
+    Boot,
+    Load(Box<Load>),
 }
 
 #[derive(Debug)]
 enum Control {
     /// Firecracker has not been spoken to yet.
-    Fresh(Box<(MachineSpec, SocketWatch)>),
+    Fresh(Box<(MachineSpec, SocketWatch, Start)>),
     /// A boot was begun.
     Taken,
     Ready(Arc<Client>),
@@ -69,19 +93,19 @@ impl FirecrackerMachine {
         instance: Instance,
         place: Place,
         spec: MachineSpec,
-        ready: SocketWatch,
+        (ready, start): (SocketWatch, Start),
         spawned_in: Duration,
-        (counted, version): (Counted, Version),
+        known: Known,
     ) -> Self {
         Self {
             instance,
             place,
             agent: spec.agent,
-            control: Mutex::new(Control::Fresh(Box::new((spec, ready)))),
+            control: Mutex::new(Control::Fresh(Box::new((spec, ready, start)))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
-            counted,
-            version,
+            known,
+            last_snapshot: Mutex::default(),
         }
     }
 
@@ -90,6 +114,7 @@ impl FirecrackerMachine {
         instance: Instance,
         place: Place,
         counted: Counted,
+        host: HostFacts,
     ) -> std::io::Result<Self> {
         let client = Client::connect(&place.api_socket()).await?;
         let info: InstanceInfo = client.get("/", CONFIGURE).await.map_err(io_error)?;
@@ -109,8 +134,12 @@ impl FirecrackerMachine {
             control: Mutex::new(Control::Ready(Arc::new(client))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in: Duration::ZERO,
-            counted,
-            version,
+            known: Known {
+                counted,
+                version,
+                host,
+            },
+            last_snapshot: Mutex::default(),
         })
     }
 
@@ -119,7 +148,7 @@ impl FirecrackerMachine {
     }
 
     /// What the one boot that there is needs.
-    fn take_fresh(&self) -> Option<Box<(MachineSpec, SocketWatch)>> {
+    fn take_fresh(&self) -> Option<Box<(MachineSpec, SocketWatch, Start)>> {
         let mut control = self.control();
         match std::mem::replace(&mut *control, Control::Taken) {
             Control::Fresh(fresh) => Some(fresh),
@@ -186,6 +215,164 @@ impl FirecrackerMachine {
             }
         }
         send(client, &entropy(spec)).await
+    }
+
+    async fn boot_guest(
+        &self,
+        client: &Client,
+        spec: &MachineSpec,
+    ) -> Result<MachineState, MachineError> {
+        let config = machine_config(spec);
+        let size = send(client, &config);
+        self.instance
+            .call("configure", "configuring", boxed(size))
+            .await?;
+        // It has answered, so the thread that answers is filtered, or none ever will be: nothing
+        // is shown to a Firecracker that is not confined, and no guest runs in it.
+        self.instance.verify(promise(Filtered::One)).await?;
+        let rest = self.configure(client, spec);
+        self.instance
+            .call("configure", "configuring", boxed(rest))
+            .await?;
+        let start = send(client, &Action::InstanceStart);
+        self.instance.call("boot", "booting", boxed(start)).await?;
+        Ok(MachineState::Running)
+    }
+
+    /// Nothing may be configured before a load, or it is refused.
+    async fn load_guest(
+        &self,
+        client: &Client,
+        spec: &MachineSpec,
+        load: &Load,
+    ) -> Result<MachineState, MachineError> {
+        let asked = async {
+            let version = client.get::<FirecrackerVersion>("/version", CONFIGURE);
+            version.await.map_err(call_error)
+        };
+        self.instance.call("answer", "starting", asked).await?;
+        self.instance.verify(promise(Filtered::One)).await?;
+        let loaded = send(client, &load.request);
+        self.instance
+            .call("load the snapshot", "loading a snapshot", boxed(loaded))
+            .await?;
+        // The service's configuration is in the snapshot, what it tells is not.
+        let content = spec.options.metadata.as_ref();
+        if let Some(content) = content.and_then(|options| options.content.as_ref()) {
+            let content = Metadata(content.clone());
+            let told = send(client, &content);
+            self.instance
+                .call("set metadata", "setting metadata", boxed(told))
+                .await?;
+        }
+        Ok(if load.paused {
+            MachineState::Paused
+        } else {
+            MachineState::Running
+        })
+    }
+
+    fn last_snapshot(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.last_snapshot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a difference would be written into: a copy of the last snapshot's memory.
+    fn base(&self, kind: SnapshotKind) -> Result<Option<PathBuf>, SnapshotError> {
+        let record = self.instance.record();
+        match kind {
+            SnapshotKind::Full => Ok(None),
+            SnapshotKind::Template => Err(SnapshotError::Unsupported(
+                "Firecracker's memory is no file that could be taken over: make a full snapshot",
+            )),
+            SnapshotKind::Diff if !record.shape.tracks_dirty_pages => {
+                Err(SnapshotError::Unsupported(
+                    "the machine was not made to track its changes: make a full snapshot",
+                ))
+            }
+            SnapshotKind::Diff if diff_corrupts(self.known.version, record.shape.mem_mib) => {
+                Err(SnapshotError::Unsupported(
+                    "this version of Firecracker corrupts diff snapshots of so much memory",
+                ))
+            }
+            SnapshotKind::Diff => match &*self.last_snapshot() {
+                Some(dir) => Ok(Some(dir.join(MEMORY))),
+                None => Err(SnapshotError::NoBase),
+            },
+        }
+    }
+
+    /// Has the files of a snapshot written and takes them over.
+    async fn write_snapshot(
+        &self,
+        client: &Client,
+        target: &SnapshotTarget,
+    ) -> Result<Partial, MachineError> {
+        let base = self.base(target.kind)?;
+        // Whatever happens from here on, Firecracker may have forgotten what has changed.
+        *self.last_snapshot() = None;
+        let dir = target.dir.clone();
+        let partial = blocking(move || Partial::begin(&dir)).await?;
+        let jail = self.instance.record().jail.clone();
+        let written = Written::new(&self.place, jail.is_some(), &partial);
+        if let Some(base) = &base {
+            let (base, memory) = (base.clone(), written.memory.clone());
+            blocking(move || clone_file(&base, &memory)).await?;
+            if let Some(jail) = &jail {
+                give_to(&written.memory, jail.uid, jail.gid)?;
+            }
+        }
+        let request = SnapshotCreate {
+            mem_file_path: written.inside_memory.clone(),
+            snapshot_path: written.inside_state.clone(),
+            snapshot_type: Some(match target.kind {
+                SnapshotKind::Diff => SnapshotType::Diff,
+                SnapshotKind::Full | SnapshotKind::Template => SnapshotType::Full,
+            }),
+            mem_mib: self.instance.record().shape.mem_mib,
+        };
+        let create = send(client, &request);
+        let created = self
+            .instance
+            .call("make a snapshot", "making a snapshot", boxed(create))
+            .await;
+        if let Err(error) = created {
+            written.remove();
+            return Err(error);
+        }
+        if jail.is_none() {
+            return Ok(partial);
+        }
+        let taken = blocking(move || {
+            partial.take(&written.memory, MEMORY)?;
+            partial.take(&written.state, STATE)?;
+            Ok(partial)
+        });
+        taken.await
+    }
+
+    /// Where Firecracker has its disks now: they may have changed since it was started.
+    async fn disks_now(&self, client: &Client) -> Result<Vec<DiskFacts>, MachineError> {
+        let read = async {
+            let config = client.get::<Value>("/vm/config", CONFIGURE);
+            config.await.map_err(call_error)
+        };
+        let config = self
+            .instance
+            .call("tell its disks", "answering", read)
+            .await?;
+        let mut disks = self.instance.record().shape.disks.clone();
+        for disk in &mut disks {
+            let drives = config["drives"].as_array().into_iter().flatten();
+            let path = drives
+                .filter(|drive| drive["drive_id"] == *disk.id)
+                .find_map(|drive| drive["path_on_host"].as_str());
+            if let Some(path) = path {
+                disk.path = path.into();
+            }
+        }
+        Ok(disks)
     }
 
     /// Sends what may be asked of a machine whose guest runs or is paused.
@@ -284,34 +471,22 @@ impl Machine for FirecrackerMachine {
                 state,
             });
         };
-        let (spec, ready) = *fresh;
+        let (spec, ready, start) = *fresh;
         let begin = Instant::now();
         let client = self
             .instance
             .call("answer", "starting", connect(&ready))
             .await?
-            .for_version(self.version);
+            .for_version(self.known.version);
         let control = begin.elapsed();
 
-        self.instance
-            .call(
-                "configure",
-                "configuring",
-                send(&client, &machine_config(&spec)),
-            )
-            .await?;
-        // It has answered, so the thread that answers is filtered, or none ever will be: nothing
-        // is shown to a Firecracker that is not confined, and no guest runs in it.
-        self.instance.verify(promise(Filtered::One)).await?;
-        self.instance
-            .call("configure", "configuring", self.configure(&client, &spec))
-            .await?;
-        self.instance
-            .call("boot", "booting", send(&client, &Action::InstanceStart))
-            .await?;
+        let state = match &start {
+            Start::Boot => self.boot_guest(&client, &spec).await?,
+            Start::Load(load) => self.load_guest(&client, &spec, load).await?,
+        };
         self.instance.verify(promise(Filtered::All)).await?;
         *self.control() = Control::Ready(Arc::new(client));
-        self.instance.set_state(MachineState::Running);
+        self.instance.set_state(state);
         Ok(BootTimings {
             spawn: self.spawned_in,
             control,
@@ -416,12 +591,12 @@ impl Machine for FirecrackerMachine {
 
     async fn metrics(&self) -> Result<Metrics, MachineError> {
         let call = "write its metrics";
-        let before = self.counted.lines();
+        let before = self.known.counted.lines();
         self.request(call, "writing its metrics", &Action::FlushMetrics)
             .await?;
         let counted = async {
             // Answered when it is written; it only has to come through the FIFO.
-            timeout(CONFIGURE, self.counted.beyond(before))
+            timeout(CONFIGURE, self.known.counted.beyond(before))
                 .await
                 .map_err(|_| CallError::Refused {
                     status: None,
@@ -431,7 +606,28 @@ impl Machine for FirecrackerMachine {
         self.instance
             .call(call, "writing its metrics", counted)
             .await?;
-        Ok(self.counted.metrics())
+        Ok(self.known.counted.metrics())
+    }
+
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        let call = "make a snapshot";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        let client = self.client(call)?;
+        let disks = self.disks_now(&client).await?;
+        let partial = self.write_snapshot(&client, target).await?;
+        let (record, host) = (self.instance.record().clone(), self.known.host.clone());
+        let kind = target.kind;
+        let manifest = blocking(move || {
+            let memory = FileFacts::sized(&partial.memory())?;
+            let state = FileFacts::digested(&partial.state())?;
+            let manifest = Manifest::of(&record, kind, disks, host, (memory, state));
+            partial.publish(&manifest)?;
+            Ok(manifest)
+        })
+        .await?;
+        *self.last_snapshot() = Some(target.dir.clone());
+        Ok(manifest)
     }
 
     async fn wait(&self) -> Exit {
@@ -450,6 +646,26 @@ impl Machine for FirecrackerMachine {
             None => grace,
         };
         self.instance.close(grace, self.place.files()).await
+    }
+}
+
+/// Large futures go to the heap: there are many machines.
+fn boxed<'a, T>(
+    work: impl Future<Output = Result<T, CallError>> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Result<T, CallError>> + Send + 'a>> {
+    Box::pin(work)
+}
+
+/// Does what blocks elsewhere.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
+        Err(error) => Err(MachineError::Control {
+            call: "make a snapshot".to_owned(),
+            source: error.into(),
+        }),
     }
 }
 

@@ -10,6 +10,7 @@ mod metrics;
 mod place;
 mod ready;
 mod requests;
+mod snapshot;
 pub mod version;
 
 use std::ffi::OsString;
@@ -20,24 +21,25 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::io::unix::AsyncFd;
 
-use self::machine::FirecrackerMachine;
+use self::machine::{FirecrackerMachine, Known, Start};
 use self::metrics::{Counted, count};
 use self::place::Place;
 use self::ready::SocketWatch;
 use self::version::{Feature, Version};
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
-use crate::instance::{Instance, MadeFiles};
+use crate::instance::{Instance, MadeFiles, sweep};
 use crate::jail::{Access, Jail, JailRecord, JailSpec, Limits, give_to, off_the_runtime};
 use crate::machine::{
-    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineSpec,
-    MachineState,
+    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
+    MachineSpec, MachineState,
 };
 use crate::netns::open_netns;
 use crate::output::{Sink, drain_fifo, make_fifo, open_fifo};
 use crate::process::{Surroundings, TakeOverError, VmmCommand, VmmProcess};
-use crate::program::{ProgramError, find, version};
+use crate::program::{ProgramError, find, version, version_by};
 use crate::readable_fd::readable_fd;
+use crate::snapshot::{HostFacts, Manifest, checked};
 use crate::validate::{EngineLimits, SpecFault, SpecFaults, check};
 
 const API_SOCKET: &str = "api.sock";
@@ -46,6 +48,7 @@ const VSOCK_SOCKET: &str = "v.sock";
 const AGENT_SOCKET: &str = "v.sock_5556";
 const CONSOLE_FIFO: &str = "con.out";
 const OUTPUT_FIFO: &str = "vmm.out";
+const UFFD_SOCKET: &str = "uffd.sock";
 const METRICS_FIFO: &str = "metrics";
 /// Everything that a machine has in its runtime directory.
 pub(crate) const FILES: &[&str] = &[
@@ -55,6 +58,7 @@ pub(crate) const FILES: &[&str] = &[
     CONSOLE_FIFO,
     OUTPUT_FIFO,
     METRICS_FIFO,
+    UFFD_SOCKET,
 ];
 const SOCKETS: &[&str] = &[API_SOCKET, VSOCK_SOCKET, AGENT_SOCKET];
 
@@ -82,6 +86,7 @@ pub struct FirecrackerEngine {
     program: PathBuf,
     jailer: Option<PathBuf>,
     version: Version,
+    host: HostFacts,
     capabilities: Capabilities,
 }
 
@@ -100,7 +105,9 @@ impl FirecrackerEngine {
         if version < Version::OLDEST {
             return Err(unsupported());
         }
+        let format = version_by(program, "--snapshot-version", "v").await?;
         Ok(Self {
+            host: HostFacts::here(&text, format, None),
             program: program.to_owned(),
             jailer: find_jailer(program),
             version,
@@ -168,14 +175,11 @@ impl FirecrackerEngine {
         jail.base_dir.join(name).join(&spec.id)
     }
 
-    async fn jailed(&self, spec: &MachineSpec) -> Result<(Option<Jail>, MachineSpec), SpawnError> {
-        let spec = spec.clone();
-        let Some(jail) = &spec.jail else {
-            return Ok((None, spec));
-        };
-        let dir = self.jail_dir(&spec, jail);
+    async fn prepared(&self, spec: &MachineSpec) -> Result<Prepared, SpawnError> {
+        let (spec, host, version) = (spec.clone(), self.host.clone(), self.version);
+        let dir = spec.jail.as_ref().map(|jail| self.jail_dir(&spec, jail));
         // Copies files. A jail that nobody waits for any more is dropped, and thereby removed.
-        off_the_runtime(move || make_jail(dir, spec)).await
+        off_the_runtime(move || prepare(dir, spec, &host, version)).await
     }
 
     fn command(
@@ -203,21 +207,54 @@ impl FirecrackerEngine {
     }
 }
 
-/// Makes the jail with everything in it that the machine needs; the spec that is returned says how
-/// Firecracker sees it. Blocks.
-fn make_jail(
-    dir: PathBuf,
+/// A machine that is about to be spawned, as Firecracker will see it.
+struct Prepared {
+    jail: Option<Jail>,
+    inside: MachineSpec,
+    /// The snapshot that it begins from.
+    manifest: Option<Manifest>,
+}
+
+/// Makes the jail with everything in it that the machine needs. Blocks.
+fn prepare(
+    dir: Option<PathBuf>,
     mut spec: MachineSpec,
-) -> Result<(Option<Jail>, MachineSpec), JailError> {
-    let Some(wanted) = spec.jail.clone() else {
-        return Ok((None, spec));
+    host: &HostFacts,
+    version: Version,
+) -> Result<Prepared, SpawnError> {
+    let mut manifest = None;
+    if let Some(restore) = &spec.restore {
+        let found = checked(&spec, restore, EngineKind::Firecracker, host)?;
+        snapshot::fit(&spec, restore, &found, version)?;
+        manifest = Some(found);
+    }
+    let jail = match (spec.jail.clone(), dir) {
+        (Some(wanted), Some(dir)) => Some(fill_jail(&wanted, dir, &mut spec, manifest.as_ref())?),
+        (Some(_) | None, _) => None,
     };
+    Ok(Prepared {
+        jail,
+        inside: spec,
+        manifest,
+    })
+}
+
+fn fill_jail(
+    wanted: &JailSpec,
+    dir: PathBuf,
+    spec: &mut MachineSpec,
+    manifest: Option<&Manifest>,
+) -> Result<Jail, JailError> {
     let limits = Limits {
-        memory_bytes: memory_limit(&spec),
+        memory_bytes: memory_limit(spec),
         cpus: spec.vcpus.into(),
         pids: OWN_THREADS + u32::from(spec.vcpus),
     };
-    let mut jail = Jail::make(&spec, &wanted, Some(dir), limits)?;
+    let mut jail = Jail::make(spec, wanted, Some(dir), limits)?;
+    if let Some(manifest) = manifest {
+        snapshot::bring_in(&mut jail, spec, manifest)?;
+        return Ok(jail);
+    }
     spec.boot.kernel = jail.bring_in(&spec.boot.kernel, "kernel", Access::Read)?;
     if let Some(initramfs) = &mut spec.boot.initramfs {
         *initramfs = jail.bring_in(initramfs, "initramfs", Access::Read)?;
@@ -226,7 +263,7 @@ fn make_jail(
         let name = format!("disk-{}", disk.id);
         disk.path = jail.bring_in(&disk.path, &name, Access::to(disk))?;
     }
-    Ok((Some(jail), spec))
+    Ok(jail)
 }
 
 /// What the jailer is told beside the id; it passes on what follows.
@@ -295,7 +332,11 @@ impl Engine for FirecrackerEngine {
         self.check(spec)?;
         let runtime_dir = spec.runtime_dir.clone();
         let console_log = spec.console_log.clone();
-        let (jail, inside) = self.jailed(spec).await?;
+        let Prepared {
+            jail,
+            inside,
+            manifest,
+        } = self.prepared(spec).await?;
         let place = Place::new(&runtime_dir, jail.as_ref().and_then(Jail::root));
         let mut made = MadeFiles::default();
         let output = Output::make(&place, &mut made)?;
@@ -329,6 +370,21 @@ impl Engine for FirecrackerEngine {
             console_log,
             jail: jail.map(Jail::keep),
             allow_insecure: spec.allow_insecure,
+            shape: MachineShape::of(&inside),
+        };
+        let start = match (&inside.restore, &manifest) {
+            (Some(restore), Some(manifest)) => {
+                if let Some(handler) = &restore.uffd {
+                    let started =
+                        snapshot::start_handler(restore, handler, &place, &record, &process).await;
+                    if let Err(error) = started {
+                        return Err(undone(&process, record, error).await);
+                    }
+                }
+                let load = snapshot::load(&inside, restore, manifest, &place, self.version);
+                Start::Load(Box::new(load))
+            }
+            _ => Start::Boot,
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         let counted = readers.drain_into(&instance);
@@ -337,9 +393,13 @@ impl Engine for FirecrackerEngine {
             instance,
             place,
             inside,
-            ready,
+            (ready, start),
             spawned,
-            (counted, self.version),
+            Known {
+                counted,
+                version: self.version,
+                host: self.host.clone(),
+            },
         )))
     }
 
@@ -364,11 +424,20 @@ impl Engine for FirecrackerEngine {
         let counted = Readers::open(&place)
             .map(|readers| readers.drain_into(&instance))
             .unwrap_or_default();
-        FirecrackerMachine::adopted(instance, place, counted)
+        FirecrackerMachine::adopted(instance, place, counted, self.host.clone())
             .await
             .map(|machine| Box::new(machine) as Box<dyn Machine>)
             .map_err(|source| unresponsive(record, source))
     }
+}
+
+/// Ends a VMM whose machine could not come to be.
+async fn undone(process: &VmmProcess, record: MachineRecord, error: SpawnError) -> SpawnError {
+    // The cause is what counts; what is left is found again by its names.
+    let _ = process.end(std::time::Duration::ZERO).await;
+    let _ = Place::of(&record).files().remove();
+    let _ = sweep(record.jail).await;
+    error
 }
 
 fn unresponsive(record: &MachineRecord, source: std::io::Error) -> AdoptError {

@@ -254,6 +254,7 @@ mod tests {
             console_log: "/".into(),
             jail: None,
             allow_insecure: true,
+            shape: crate::machine::MachineShape::default(),
         };
         let is = Confinement::of(&record).unwrap();
         assert!(!is.pid_namespace && !is.own_root && !is.cgroup && !is.jailed);

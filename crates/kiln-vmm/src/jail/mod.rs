@@ -56,6 +56,10 @@ impl JailRecord {
         self.dir.as_deref().map(|dir| dir.join(ROOT))
     }
 
+    pub(crate) fn group(&self) -> Cgroup {
+        Cgroup::of(self.cgroups.clone())
+    }
+
     /// Brings a file into the jail of a machine that runs, under a name that begins with `stem`;
     /// returns its path as the VMM sees it. Blocks.
     pub(crate) fn bring_in_later(
@@ -183,7 +187,7 @@ impl Jail {
     }
 
     pub(crate) fn group(&self) -> Cgroup {
-        Cgroup::of(self.record.cgroups.clone())
+        self.record.group()
     }
 
     pub(crate) fn keep(mut self) -> JailRecord {

@@ -38,6 +38,7 @@ pub struct VmmCommand {
     stdout: OwnedFd,
     stderr: OwnedFd,
     inherited: Vec<OwnedFd>,
+    environment: Vec<(&'static str, String)>,
     surroundings: Surroundings,
 }
 
@@ -76,8 +77,15 @@ impl VmmCommand {
             stdout,
             stderr,
             inherited: Vec::new(),
+            environment: Vec::new(),
             surroundings: Surroundings::default(),
         }
+    }
+
+    /// Gives the child a variable; it has no others.
+    pub(crate) fn env(&mut self, name: &'static str, value: String) -> &mut Self {
+        self.environment.push((name, value));
+        self
     }
 
     /// Puts the process into `surroundings`.
@@ -130,6 +138,7 @@ impl VmmCommand {
         command
             .args(&self.args)
             .env_clear()
+            .envs(self.environment)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(self.stdout)

@@ -121,6 +121,11 @@ impl VmmProcess {
         &self.identity
     }
 
+    /// Another descriptor of it, for a process that has to watch it too.
+    pub(crate) fn pidfd(&self) -> std::io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     /// How it ended, if it did.
     #[must_use]
     pub fn exited(&self) -> Option<Exit> {

@@ -234,6 +234,7 @@ mod tests {
                 read_only: true,
                 options: crate::DiskOptions::default(),
             }],
+            restore: None,
             nics: vec![Nic {
                 id: "eth0".into(),
                 tap: "tap0".into(),

@@ -23,11 +23,8 @@ pub(super) async fn disk_is_read_only(qmp: &Qmp, id: &str) -> Result<Option<bool
 async fn node(qmp: &Qmp, id: &str) -> Result<Option<Value>, QmpError> {
     let nodes = run(qmp, "query-named-block-nodes", json!({ "flat": true })).await?;
     let name = format!("{DISK_NODE}{id}");
-    let nodes = nodes.as_array().into_iter().flatten();
-    Ok(nodes
-        .filter(|node| node["node-name"] == *name)
-        .cloned()
-        .next())
+    let mut nodes = nodes.as_array().into_iter().flatten();
+    Ok(nodes.find(|node| node["node-name"] == *name).cloned())
 }
 
 /// Puts another file under a disk and tells the guest of its size.

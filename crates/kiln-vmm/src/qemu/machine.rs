@@ -21,6 +21,7 @@ use crate::machine::{
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{Manifest, SnapshotTarget};
 
 /// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
 /// user who can open next to nothing there.
@@ -298,6 +299,10 @@ impl Machine for QemuMachine {
         let qmp = self.qmp_of_guest(call)?;
         let metrics = async { devices::metrics(&qmp).await.map_err(call_error) };
         self.instance.call(call, "answering", metrics).await
+    }
+
+    async fn snapshot(&self, _target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        Err(MachineError::Unsupported("make a snapshot"))
     }
 
     async fn wait(&self) -> Exit {

@@ -30,8 +30,8 @@ use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
 use crate::jail::{Access, Jail, Limits, off_the_runtime};
 use crate::machine::{
-    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineSpec,
-    MachineState,
+    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
+    MachineSpec, MachineState,
 };
 use crate::netns::open_netns;
 use crate::options::DiskOptions;
@@ -343,6 +343,7 @@ impl Engine for QemuEngine {
             console_log: spec.console_log.clone(),
             jail: jail.map(Jail::keep),
             allow_insecure: spec.allow_insecure,
+            shape: MachineShape::of(spec),
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, Some(fifo), Some(streams.console));

@@ -34,6 +34,7 @@ fn good(dir: &Path) -> MachineSpec {
             options: crate::DiskOptions::default(),
         }],
         agent: true,
+        restore: None,
         nics: vec![],
         netns: None,
         jail: None,

@@ -62,6 +62,7 @@ impl Place {
             },
             disks: vec![],
             agent: true,
+            restore: None,
             nics: vec![],
             netns: None,
             jail: None,

@@ -182,6 +182,7 @@ fn machine_spec(
         boot: material.boot(engine.kind(), row.spec.tmpfs),
         disks,
         agent: true,
+        restore: None,
         nics: Vec::new(),
         netns: None,
         jail: None,
