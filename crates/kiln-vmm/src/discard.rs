@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::MachineError;
-use crate::instance::{RuntimeFiles, sweep};
+use crate::instance::{RuntimeFiles, remove_memory, sweep};
 use crate::machine::{EngineKind, Exit, MachineRecord};
 use crate::process::{TakeOverError, VmmProcess};
 use crate::{fake, firecracker, qemu};
@@ -34,7 +34,9 @@ pub async fn discard(
         EngineKind::Qemu => qemu::FILES,
         EngineKind::Fake => fake::FILES,
     };
-    let removed = RuntimeFiles::new(&record.runtime_dir, names).remove();
+    let removed = RuntimeFiles::new(&record.runtime_dir, names)
+        .remove()
+        .and(remove_memory(record));
     sweep(record.jail.clone()).await?;
     removed?;
     Ok(exit)

@@ -191,7 +191,7 @@ impl Instance {
                 source,
             })?;
         let exit = self.wait().await;
-        let removed = files.remove();
+        let removed = files.remove().and(remove_memory(&self.record));
         sweep(self.record.jail.clone()).await?;
         removed?;
         Ok(exit)
@@ -224,6 +224,22 @@ impl Instance {
         // The error that counts is the breach; who closes the machine hears of the other.
         let _ = self.process.end(Duration::ZERO).await;
         Err(MachineError::Unconfined(breaches))
+    }
+}
+
+/// Removes the file that was a machine's memory, unless a snapshot has taken it over.
+pub(crate) fn remove_memory(record: &MachineRecord) -> Result<(), MachineError> {
+    let Some(path) = &record.shape.memory_file else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(MachineError::Cleanup {
+                path: path.clone(),
+                source,
+            })
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

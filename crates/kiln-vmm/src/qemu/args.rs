@@ -20,12 +20,22 @@ pub(super) struct SocketFds {
     pub(super) agent: Option<RawFd>,
 }
 
+/// A file that is the guest's memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MemoryFd {
+    pub(super) fd: RawFd,
+    /// Whether what the guest writes goes into the file.
+    pub(super) shared: bool,
+}
+
 /// Everything that QEMU inherits, by its numbers there.
 #[derive(Clone, Debug)]
 pub(super) struct Inherited {
     pub(super) sockets: SocketFds,
-    pub(super) kernel: RawFd,
+    /// The kernel; `None` for a machine that waits for the state of a snapshot.
+    pub(super) kernel: Option<RawFd>,
     pub(super) initramfs: Option<RawFd>,
+    pub(super) memory: Option<MemoryFd>,
     /// As many as there are disks.
     pub(super) disks: Vec<RawFd>,
     /// As many as there are interfaces.
@@ -54,7 +64,7 @@ pub(super) fn arguments(
 ) -> Vec<String> {
     let mut args = Words::default();
     harden(&mut args);
-    machine(&mut args, spec, acceleration);
+    machine(&mut args, spec, acceleration, inherited.memory);
     boot(&mut args, spec, own_kernel_args, inherited);
     channels(&mut args, inherited.sockets);
     disks(&mut args, spec, &inherited.disks);
@@ -153,13 +163,29 @@ fn harden(args: &mut Words) {
     );
 }
 
-fn machine(args: &mut Words, spec: &MachineSpec, acceleration: Acceleration) {
+fn machine(
+    args: &mut Words,
+    spec: &MachineSpec,
+    acceleration: Acceleration,
+    memory: Option<MemoryFd>,
+) {
     let (accel, cpu) = match acceleration {
         Acceleration::Kvm => ("kvm".to_owned(), "host"),
         Acceleration::Tcg => (format!("tcg,tb-size={TRANSLATED_MIB}"), "max"),
     };
     // ACPI stays on: Debian's kernel finds virtio-mmio devices by nothing else.
-    args.option("-M", "microvm");
+    match memory {
+        None => args.option("-M", "microvm"),
+        Some(MemoryFd { fd, shared }) => {
+            args.option("-M", "microvm,memory-backend=mem");
+            let share = if shared { "on" } else { "off" };
+            let (size, path) = (spec.mem_mib, opened(fd));
+            args.option(
+                "-object",
+                format!("memory-backend-file,id=mem,size={size}M,mem-path={path},share={share}"),
+            );
+        }
+    }
     args.option("-accel", accel);
     args.option("-cpu", cpu);
     args.option("-smp", spec.vcpus.to_string());
@@ -167,12 +193,19 @@ fn machine(args: &mut Words, spec: &MachineSpec, acceleration: Acceleration) {
     args.option("-name", format!("kiln-{}", spec.id));
 }
 
+/// What QEMU can only be given by name, and opens again, has this one.
+fn opened(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
+}
+
 fn boot(args: &mut Words, spec: &MachineSpec, own_kernel_args: &str, inherited: &Inherited) {
-    // Opened by plain `open`: what has no descriptor option has this name.
-    let opened = |fd: RawFd| format!("/proc/self/fd/{fd}");
     // Stopped until `cont`: by then the console is connected and the machine written down.
     args.word("-S");
-    args.option("-kernel", opened(inherited.kernel));
+    let Some(kernel) = inherited.kernel else {
+        args.option("-incoming", "defer");
+        return;
+    };
+    args.option("-kernel", opened(kernel));
     if let Some(initramfs) = inherited.initramfs {
         args.option("-initrd", opened(initramfs));
     }
@@ -258,8 +291,9 @@ mod tests {
                 console: 4,
                 agent: Some(5),
             },
-            kernel: 6,
+            kernel: Some(6),
             initramfs: Some(7),
+            memory: None,
             disks: vec![8],
             taps: vec![9],
         };

@@ -1,7 +1,8 @@
 //! One QEMU and what can be asked of it.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::net::UnixStream;
 
 use super::args::CONSOLE_CHARDEV;
 use super::qmp::{Qmp, QmpError};
-use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET, devices};
+use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET, devices, snapshot};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
@@ -21,7 +22,10 @@ use crate::machine::{
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
-use crate::snapshot::{Manifest, SnapshotTarget};
+use crate::snapshot::{
+    FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
+    SnapshotTarget, clone_file,
+};
 
 /// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
 /// user who can open next to nothing there.
@@ -39,6 +43,7 @@ pub(super) struct QemuMachine {
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
     spawned_in: Duration,
+    host: HostFacts,
 }
 
 /// What a boot needs.
@@ -62,6 +67,7 @@ impl QemuMachine {
         instance: Instance,
         files: RuntimeFiles,
         fresh: Fresh,
+        host: HostFacts,
         spawned_in: Duration,
     ) -> Self {
         Self {
@@ -71,11 +77,16 @@ impl QemuMachine {
             control: Mutex::new(Control::Fresh(Box::new(fresh))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
+            host,
         }
     }
 
     /// Connects to a QEMU that runs already and asks for its state.
-    pub(super) async fn adopted(instance: Instance, files: RuntimeFiles) -> std::io::Result<Self> {
+    pub(super) async fn adopted(
+        instance: Instance,
+        files: RuntimeFiles,
+        host: HostFacts,
+    ) -> std::io::Result<Self> {
         let stream = UnixStream::connect(files.path(QMP_SOCKET)).await?;
         let qmp = Qmp::start(stream, ANSWER).await.map_err(io_error)?;
         let status = qmp
@@ -95,6 +106,7 @@ impl QemuMachine {
             control: Mutex::new(Control::Ready(Arc::new(qmp))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in: Duration::ZERO,
+            host,
         })
     }
 
@@ -122,6 +134,18 @@ impl QemuMachine {
                 state: self.instance.state(),
             }),
         }
+    }
+
+    fn memory_file(&self, kind: SnapshotKind) -> Result<PathBuf, SnapshotError> {
+        if kind == SnapshotKind::Diff {
+            return Err(SnapshotError::Unsupported(
+                "QEMU makes no diff snapshots: make a full one",
+            ));
+        }
+        let file = self.instance.record().shape.memory_file.clone();
+        file.ok_or(SnapshotError::Unsupported(
+            "the memory of this machine is no file: it was not made for snapshots",
+        ))
     }
 
     fn qmp_of_guest(&self, call: &'static str) -> Result<Arc<Qmp>, MachineError> {
@@ -192,17 +216,25 @@ impl Machine for QemuMachine {
         let qmp = Arc::new(qmp);
         let control = begin.elapsed();
 
+        let state = spec.restore.as_ref();
+        let state = state.map(|restore| open_file(&restore.dir.join(STATE)));
+        let state = state.transpose()?;
         // QEMU filters itself before it opens its sockets for business.
         self.instance.verify(PROMISE).await?;
         self.instance
             .call("boot", "booting", async {
                 console_connected(&qmp).await?;
-                apply_options(&qmp, &spec).await.map_err(call_error)?;
-                run(&qmp, "cont").await
+                let begun = begin_guest(&qmp, &spec, state.as_ref()).await;
+                begun.map_err(call_error)
             })
             .await?;
         *self.control() = Control::Ready(qmp);
-        self.instance.set_state(MachineState::Running);
+        let paused = spec.restore.as_ref().is_some_and(|restore| restore.paused);
+        self.instance.set_state(if paused {
+            MachineState::Paused
+        } else {
+            MachineState::Running
+        });
         Ok(BootTimings {
             spawn: self.spawned_in,
             control,
@@ -301,8 +333,46 @@ impl Machine for QemuMachine {
         self.instance.call(call, "answering", metrics).await
     }
 
-    async fn snapshot(&self, _target: &SnapshotTarget) -> Result<Manifest, MachineError> {
-        Err(MachineError::Unsupported("make a snapshot"))
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        let call = "make a snapshot";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        let qmp = self.qmp(call)?;
+        let memory = self.memory_file(target.kind)?;
+        let dir = target.dir.clone();
+        let (partial, state) = blocking(move || {
+            let partial = Partial::begin(&dir)?;
+            let state = partial.create_state()?;
+            Ok((partial, state))
+        })
+        .await?;
+        let saved = async { snapshot::save(&qmp, &state).await.map_err(call_error) };
+        self.instance.call(call, "making a snapshot", saved).await?;
+        if target.kind == SnapshotKind::Template {
+            // Nobody may write to the memory any more.
+            let ended = self.instance.process().end(Duration::ZERO).await;
+            ended.map_err(|source| MachineError::Control {
+                call: "end".to_owned(),
+                source,
+            })?;
+        }
+        let (record, host) = (self.instance.record().clone(), self.host.clone());
+        let kind = target.kind;
+        blocking(move || {
+            match kind {
+                SnapshotKind::Template => partial.take(&memory, MEMORY)?,
+                SnapshotKind::Full | SnapshotKind::Diff => {
+                    clone_file(&memory, &partial.memory())?;
+                }
+            }
+            let memory = FileFacts::sized(&partial.memory())?;
+            let state = FileFacts::digested(&partial.state())?;
+            let disks = record.shape.disks.clone();
+            let manifest = Manifest::of(&record, kind, disks, host, (memory, state));
+            partial.publish(&manifest)?;
+            Ok(manifest)
+        })
+        .await
     }
 
     async fn wait(&self) -> Exit {
@@ -316,6 +386,18 @@ impl Machine for QemuMachine {
     async fn close(&self, grace: Duration) -> Result<Exit, MachineError> {
         self.instance.close(grace, &self.files).await
     }
+}
+
+/// Lets the guest run, from its kernel or from where the snapshot left it.
+async fn begin_guest(qmp: &Qmp, spec: &MachineSpec, state: Option<&File>) -> Result<(), QmpError> {
+    if let Some(state) = state {
+        snapshot::load(qmp, state).await?;
+    }
+    apply_options(qmp, spec).await?;
+    if spec.restore.as_ref().is_some_and(|restore| restore.paused) {
+        return Ok(());
+    }
+    devices::run(qmp, "cont", Value::Null).await.map(drop)
 }
 
 /// What the command line cannot say.
@@ -332,6 +414,23 @@ async fn apply_options(qmp: &Qmp, spec: &MachineSpec) -> Result<(), QmpError> {
         }
     }
     Ok(())
+}
+
+/// Does what blocks elsewhere.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
+        Err(error) => Err(MachineError::Control {
+            call: "make a snapshot".to_owned(),
+            source: error.into(),
+        }),
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, MachineError> {
+    open(path, true).map(File::from)
 }
 
 fn open(path: &Path, read_only: bool) -> Result<OwnedFd, MachineError> {

@@ -10,12 +10,15 @@ mod args;
 mod devices;
 mod machine;
 pub mod qmp;
+mod snapshot;
+mod template;
 mod tsc;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -23,12 +26,13 @@ use rustix::fs::{Gid, Uid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-use self::args::{Inherited, SocketFds};
+use self::args::{Inherited, MemoryFd, SocketFds};
 use self::machine::{Fresh, QemuMachine};
+use self::template::Templates;
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
-use crate::jail::{Access, Jail, Limits, off_the_runtime};
+use crate::jail::{Access, Jail, Limits, give_to, off_the_runtime};
 use crate::machine::{
     Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
     MachineSpec, MachineState,
@@ -39,6 +43,7 @@ use crate::output::{Sink, drain_fifo, drain_stream, make_fifo, open_fifo};
 use crate::process::{Surroundings, TakeOverError, User, VmmCommand, VmmProcess};
 use crate::program::{ProgramError, version};
 use crate::readable_fd::readable_fd;
+use crate::snapshot::{HostFacts, MEMORY, checked};
 use crate::tap;
 use crate::validate::{EngineLimits, SpecFault, SpecFaults, check};
 
@@ -69,6 +74,8 @@ pub struct QemuEngine {
     program: PathBuf,
     capabilities: Capabilities,
     kernel_args: String,
+    host: HostFacts,
+    templates: Arc<Templates>,
 }
 
 impl QemuEngine {
@@ -93,8 +100,12 @@ impl QemuEngine {
                     .unwrap_or(None)
             }
         };
+        // Devices and their state differ between versions, and between processors.
+        let format = format!("microvm {version} {acceleration:?}");
         Ok(Self {
             program: program.to_owned(),
+            host: HostFacts::here(&version, format, tsc_khz),
+            templates: Arc::default(),
             capabilities: Capabilities {
                 version,
                 acceleration,
@@ -153,8 +164,12 @@ impl QemuEngine {
                 console: command.inherit(sockets.console.into()),
                 agent: sockets.agent.map(|agent| command.inherit(agent.into())),
             },
-            kernel: command.inherit(opened.kernel),
+            kernel: opened.kernel.map(|file| command.inherit(file)),
             initramfs: opened.initramfs.map(|file| command.inherit(file)),
+            memory: opened.memory.map(|(file, shared)| MemoryFd {
+                fd: command.inherit(file),
+                shared,
+            }),
             disks: command.inherit_all(opened.disks),
             taps: command.inherit_all(opened.taps),
         };
@@ -194,6 +209,14 @@ fn missing_options(spec: &MachineSpec) -> impl Iterator<Item = &'static str> {
         (options.huge_pages, "memory in huge pages"),
         (options.memory_hotplug.is_some(), "memory that can be added"),
         (options.metadata.is_some(), "metadata service"),
+        (
+            spec.restore.as_ref().is_some_and(|it| it.uffd.is_some()),
+            "memory that is served page by page",
+        ),
+        (
+            spec.restore.as_ref().is_some_and(|it| it.step_clock),
+            "clock that it could step",
+        ),
         (options.entropy_limit.is_some(), "limit of entropy"),
         (
             disks(|disk| disk.root),
@@ -208,31 +231,38 @@ fn missing_options(spec: &MachineSpec) -> impl Iterator<Item = &'static str> {
 
 /// Files and TAPs of one machine, open for QEMU to inherit.
 struct Opened {
-    kernel: OwnedFd,
+    kernel: Option<OwnedFd>,
     initramfs: Option<OwnedFd>,
+    /// With whether what the guest writes goes there.
+    memory: Option<(OwnedFd, bool)>,
     disks: Vec<OwnedFd>,
     taps: Vec<OwnedFd>,
 }
 
 /// Makes the jail and opens everything that the machine needs. Blocks.
-fn prepare(spec: &MachineSpec, limits: Limits) -> Result<(Option<Jail>, Opened), SpawnError> {
-    let (mut kernel, mut initramfs) = (spec.boot.kernel.clone(), spec.boot.initramfs.clone());
+fn prepare(
+    spec: &MachineSpec,
+    limits: Limits,
+    host: &HostFacts,
+    templates: &Templates,
+    made: &mut MadeFiles,
+) -> Result<(Option<Jail>, Opened), SpawnError> {
     let mut jail = None;
     if let Some(wanted) = &spec.jail {
         let dir = wanted.base_dir.join("qemu").join(&spec.id);
-        let mut made = Jail::make(spec, wanted, Some(dir), limits)?;
-        // These two QEMU opens again, as the user that it is then: they have to be readable.
-        kernel = bring_in(&mut made, &kernel, "kernel")?;
-        if let Some(file) = &mut initramfs {
-            *file = bring_in(&mut made, file, "initramfs")?;
+        jail = Some(Jail::make(spec, wanted, Some(dir), limits)?);
+    }
+    let (mut kernel, mut initramfs) = (None, None);
+    if spec.restore.is_none() {
+        kernel = Some(open_boot_file(&mut jail, &spec.boot.kernel, "kernel")?);
+        if let Some(file) = &spec.boot.initramfs {
+            initramfs = Some(open_boot_file(&mut jail, file, "initramfs")?);
         }
-        jail = Some(made);
     }
     let opened = Opened {
-        kernel: open(&kernel, Access::Read)?,
-        initramfs: initramfs
-            .map(|file| open(&file, Access::Read))
-            .transpose()?,
+        kernel,
+        initramfs,
+        memory: open_memory(spec, host, templates, made)?,
         disks: spec
             .disks
             .iter()
@@ -241,6 +271,44 @@ fn prepare(spec: &MachineSpec, limits: Limits) -> Result<(Option<Jail>, Opened),
         taps: tap::open_all(open_netns(spec)?, &spec.nics)?,
     };
     Ok((jail, opened))
+}
+
+/// QEMU opens these again, as the user that it is then: in a jail they are made readable for it.
+fn open_boot_file(jail: &mut Option<Jail>, file: &Path, name: &str) -> Result<OwnedFd, SpawnError> {
+    match jail {
+        Some(jail) => open(&bring_in(jail, file, name)?, Access::Read),
+        None => open(file, Access::Read),
+    }
+}
+
+/// The file that is the guest's memory, where there is one: a new one of its own, or the
+/// snapshot's.
+fn open_memory(
+    spec: &MachineSpec,
+    host: &HostFacts,
+    templates: &Templates,
+    made: &mut MadeFiles,
+) -> Result<Option<(OwnedFd, bool)>, SpawnError> {
+    if let Some(restore) = &spec.restore {
+        checked(spec, restore, EngineKind::Qemu, host)?;
+        let path = restore.dir.join(MEMORY);
+        let memory = templates
+            .open(&path)
+            .map_err(|source| SpawnError::Runtime { path, source })?;
+        return Ok(Some((memory, false)));
+    }
+    let Some(path) = &spec.options.memory_file else {
+        return Ok(None);
+    };
+    let file = made.make(path.clone(), |path| {
+        let file = std::fs::File::create_new(path)?;
+        file.set_len(u64::from(spec.mem_mib) << 20)?;
+        Ok(file)
+    })?;
+    if let Some(jail) = &spec.jail {
+        give_to(path, jail.uid, jail.gid)?;
+    }
+    Ok(Some((file.into(), true)))
 }
 
 /// Brings a file in and says where it is on the host.
@@ -315,9 +383,14 @@ impl Engine for QemuEngine {
         let begin = Instant::now();
         self.check(spec)?;
         let (preparing, limits) = (spec.clone(), self.limits_of(spec));
-        let (jail, opened) = off_the_runtime(move || prepare(&preparing, limits)).await?;
+        let (host, templates) = (self.host.clone(), Arc::clone(&self.templates));
+        let (jail, opened, mut made) = off_the_runtime(move || {
+            let mut made = MadeFiles::default();
+            let (jail, opened) = prepare(&preparing, limits, &host, &templates, &mut made)?;
+            Ok::<_, SpawnError>((jail, opened, made))
+        })
+        .await?;
         let files = RuntimeFiles::new(&spec.runtime_dir, FILES);
-        let mut made = MadeFiles::default();
         let output = Output::make(&files, &mut made)?;
         let fifo = output.reader(&files)?;
         let (listeners, streams) = make_sockets(spec, &files, &mut made)?;
@@ -355,6 +428,7 @@ impl Engine for QemuEngine {
                 stream: streams.qmp,
                 spec: spec.clone(),
             },
+            self.host.clone(),
             spawned,
         )))
     }
@@ -382,7 +456,7 @@ impl Engine for QemuEngine {
             .ok();
         let stream = UnixStream::connect(files.path(CONSOLE_SOCKET)).await.ok();
         drain(&instance, fifo, stream);
-        QemuMachine::adopted(instance, files)
+        QemuMachine::adopted(instance, files, self.host.clone())
             .await
             .map(|machine| Box::new(machine) as Box<dyn Machine>)
             .map_err(|source| unresponsive(record, source))

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::manifest::{DiskFacts, FileFacts, HostFacts, Manifest, Mismatch, NicFacts};
-pub(crate) use self::publish::{Partial, clone_file};
+pub(crate) use self::publish::{Partial, clone_file, copy_data};
 use crate::machine::{EngineKind, MachineSpec};
 
 /// Names in the directory of a snapshot.

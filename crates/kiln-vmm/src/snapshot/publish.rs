@@ -51,6 +51,12 @@ impl Partial {
         self.dir.join(STATE)
     }
 
+    /// The file of the state, for a VMM that gets it open.
+    pub(crate) fn create_state(&self) -> Result<File, SnapshotError> {
+        let path = self.state();
+        File::create_new(&path).map_err(file("make", &path))
+    }
+
     /// Takes a file over from where a VMM wrote it.
     pub(crate) fn take(&self, from: &Path, name: &str) -> Result<(), SnapshotError> {
         let to = self.dir.join(name);
