@@ -190,6 +190,69 @@ pub fn fetch_blocking(
     runtime.block_on(fetch(download, target, progress))
 }
 
+/// Fetches a short text of which nothing is known in advance, such as a published digest.
+///
+/// # Errors
+/// See [`DownloadError`]; [`DownloadError::WrongSize`] when it is longer than `max_size`.
+pub(crate) async fn fetch_text(
+    url: &str,
+    max_size: u64,
+    stall: Duration,
+) -> Result<String, DownloadError> {
+    let download = Download {
+        max_size,
+        stall,
+        ..Download::new(url, "")
+    };
+    let response = follow(&download, parse(url)?).await?;
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(frame) = timeout(stall, body.frame())
+        .await
+        .map_err(|_| stalled(&download))?
+    {
+        let frame = frame.map_err(|source| DownloadError::Interrupted {
+            url: url.to_owned(),
+            received: text.len() as u64,
+            source,
+        })?;
+        if let Ok(data) = frame.into_data() {
+            text.extend_from_slice(&data);
+        }
+        if text.len() as u64 > max_size {
+            return Err(DownloadError::WrongSize {
+                url: url.to_owned(),
+                received: text.len() as u64,
+                expected: max_size,
+            });
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Where a URL redirects to, without going there.
+///
+/// # Errors
+/// See [`DownloadError`]; [`DownloadError::Status`] when it does not redirect.
+pub(crate) async fn first_redirect(url: &str, stall: Duration) -> Result<String, DownloadError> {
+    let download = Download {
+        stall,
+        ..Download::new(url, "")
+    };
+    let asked = parse(url)?;
+    let response = ask(&client(), &download, &asked).await?;
+    let status = response.status();
+    if !status.is_redirection() {
+        return Err(DownloadError::Status {
+            url: url.to_owned(),
+            status: status.as_u16(),
+        });
+    }
+    let location = response.headers().get(LOCATION);
+    let location = location.and_then(|value| value.to_str().ok());
+    redirected(&asked, location.unwrap_or_default()).map(|target| target.to_string())
+}
+
 type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 fn client() -> HttpClient {

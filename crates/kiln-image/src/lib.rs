@@ -10,6 +10,7 @@ mod decompress;
 pub mod default_image;
 pub mod download;
 mod ext4;
+pub mod firecracker;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod initramfs;
