@@ -10,6 +10,7 @@ mod proc;
 mod report;
 mod stats;
 mod timings;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -27,10 +28,13 @@ pub(crate) struct Options {
 enum Subject {
     /// `kiln run -- true` and what it costs.
     Boot(boot::Options),
+    /// What the engines cost beside the bare programs.
+    Vmm(vmm::Options),
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     match &options.subject {
         Subject::Boot(options) => boot::run(options),
+        Subject::Vmm(options) => vmm::run(options),
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(report: &Report, json: bool) {
+pub(super) fn show(report: &Report, json: bool) {
     if json {
         println!("{}", report.json());
         report.gaps().for_each(|gap| eprintln!("{gap}"));

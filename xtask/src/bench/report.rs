@@ -105,6 +105,12 @@ fn limit(key: &str) -> Option<f64> {
         "initramfs_mib" => 6.0,
         "burst_failed" => 0.0,
         "exec_ms" => 5.0,
+        "spawn_extra_ms" => 3.0,
+        "jail_extra_ms" => 10.0,
+        "load_ratio" => 1.2,
+        "qemu_restore_ms" => 250.0,
+        "leaks" => 0.0,
+        "rss_growth_mib" => 1.0,
         _ => return None,
     })
 }

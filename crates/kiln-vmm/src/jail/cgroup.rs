@@ -208,12 +208,12 @@ impl Cgroup {
         &self.dirs
     }
 
-    /// What a process writes `0` into to join.
+    /// What a process of one thread writes `0` into to join.
     pub(crate) fn doors(&self) -> Result<Vec<OwnedFd>, JailError> {
         self.dirs
             .iter()
             .map(|dir| {
-                let path = dir.join("cgroup.procs");
+                let path = door(dir);
                 openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(|errno| step("open", &path)(errno.into()))
             })
@@ -278,6 +278,17 @@ impl Cgroup {
             }
         }
         outcome
+    }
+}
+
+/// Version 1 lets a single thread move itself without the lock of the whole hierarchy, which takes
+/// a grace period of the kernel's: milliseconds for each controller. Who joins has one thread.
+fn door(dir: &Path) -> PathBuf {
+    let thread = dir.join("tasks");
+    if thread.exists() {
+        thread
+    } else {
+        dir.join("cgroup.procs")
     }
 }
 
