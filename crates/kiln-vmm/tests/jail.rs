@@ -534,3 +534,44 @@ async fn a_jailed_qemu_holds_a_tap_in_its_network_namespace() {
         a_jailed_vmm_holds_its_tap(bench, test).await;
     }
 }
+
+/// B5.3: filters of the user's own are compiled and hold, and bad ones are never skipped.
+#[tokio::test]
+async fn filters_of_the_users_own_hold() {
+    let test = "filters_of_the_users_own_hold";
+    let Some(bench) = firecracker(test).await else {
+        return;
+    };
+    let program = PathBuf::from(std::env::var_os("KILN_FIRECRACKER").unwrap());
+    let compiler = program.parent().unwrap().join("seccompiler-bin");
+    if !compiler.exists() {
+        eprintln!("SKIPPED: {test}: no seccompiler-bin beside Firecracker");
+        return;
+    }
+    let (filters, compiled) = (
+        bench.place.path().join("filters.json"),
+        bench.place.path().join("filters"),
+    );
+    let open = || async {
+        let engine = FirecrackerEngine::open(&program).await.unwrap();
+        engine.with_filters(&filters, &compiler, &compiled).await
+    };
+    std::fs::write(&filters, "{\"vmm\": 1}").unwrap();
+    assert!(open().await.is_err());
+    assert!(!compiled.exists());
+    // Everything is allowed but one call that Firecracker never makes.
+    let thread = r#"{"default_action": "allow", "filter_action": "trap",
+        "filter": [{"syscall": "ptrace"}]}"#;
+    let text = format!("{{\"vmm\": {thread}, \"api\": {thread}, \"vcpu\": {thread}}}");
+    std::fs::write(&filters, text).unwrap();
+    let engine = open().await.unwrap();
+    let machine = Owned::new(engine.spawn(&bench.spec(Then::Stay)).await.unwrap());
+    machine.boot().await.unwrap();
+    confined(&machine, &bench);
+    let pid = machine.record().process.pid;
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.contains("--seccomp-filter\0/filters"), "{line}");
+    let record = machine.record().clone();
+    machine.close(Duration::ZERO).await.unwrap();
+    bench.nothing_is_left(&record);
+}

@@ -10,6 +10,7 @@ mod metrics;
 mod place;
 mod ready;
 mod requests;
+mod seccomp;
 mod snapshot;
 pub mod version;
 
@@ -25,6 +26,7 @@ use self::machine::{FirecrackerMachine, Known, Start};
 use self::metrics::{Counted, count};
 use self::place::Place;
 use self::ready::SocketWatch;
+pub use self::seccomp::FilterError;
 use self::version::{Feature, Version};
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
@@ -85,6 +87,8 @@ const KERNEL_ARGS: &str = "console=ttyS0 quiet reboot=k panic=-1 cryptomgr.notes
 pub struct FirecrackerEngine {
     program: PathBuf,
     jailer: Option<PathBuf>,
+    /// Compiled system call filters in place of its own.
+    filters: Option<PathBuf>,
     version: Version,
     host: HostFacts,
     capabilities: Capabilities,
@@ -105,11 +109,14 @@ impl FirecrackerEngine {
         if version < Version::OLDEST {
             return Err(unsupported());
         }
-        let format = version_by(program, "--snapshot-version", "v").await?;
+        // One that does not say it reads its own snapshots at least.
+        let format = version_by(program, "--snapshot-version", "v").await;
+        let format = format.unwrap_or_else(|_| format!("that of {text}"));
         Ok(Self {
             host: HostFacts::here(&text, format, None),
             program: program.to_owned(),
             jailer: find_jailer(program),
+            filters: None,
             version,
             capabilities: Capabilities {
                 version: text,
@@ -130,6 +137,22 @@ impl FirecrackerEngine {
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// Runs machines under the system call filters in `filters` (JSON), not under Firecracker's
+    /// own; `compiler` is its `seccompiler-bin`, and the compiled filters are kept at `compiled`.
+    ///
+    /// # Errors
+    /// They cannot be compiled: no machine ever runs without filters because of that.
+    pub async fn with_filters(
+        mut self,
+        filters: &Path,
+        compiler: &Path,
+        compiled: &Path,
+    ) -> Result<Self, FilterError> {
+        seccomp::compile(filters, compiler, compiled).await?;
+        self.filters = Some(compiled.to_owned());
+        Ok(self)
     }
 
     /// Jails machines by the jailer at `path`, not by the one that was found.
@@ -179,14 +202,15 @@ impl FirecrackerEngine {
         let (spec, host, version) = (spec.clone(), self.host.clone(), self.version);
         let dir = spec.jail.as_ref().map(|jail| self.jail_dir(&spec, jail));
         // Copies files. A jail that nobody waits for any more is dropped, and thereby removed.
-        off_the_runtime(move || prepare(dir, spec, &host, version)).await
+        let filters = self.filters.clone();
+        off_the_runtime(move || prepare(dir, spec, (&host, version, filters))).await
     }
 
     fn command(
         &self,
         spec: &MachineSpec,
         place: &Place,
-        jail: Option<&Jail>,
+        (jail, filters): (Option<&Jail>, Option<&Path>),
         output: Output,
     ) -> Result<VmmCommand, SpawnError> {
         let (program, jailing) = match (jail, &self.jailer) {
@@ -202,6 +226,9 @@ impl FirecrackerEngine {
             .args(["--log-path".into(), place.inside(OUTPUT_FIFO)])
             .args(["--metrics-path".into(), place.inside(METRICS_FIFO)])
             .args(["--api-sock".into(), place.inside(API_SOCKET)]);
+        if let Some(filters) = filters {
+            command.args(["--seccomp-filter".into(), filters.to_path_buf()]);
+        }
         command.surround(surroundings(spec, jail)?);
         Ok(command)
     }
@@ -210,6 +237,7 @@ impl FirecrackerEngine {
 /// A machine that is about to be spawned, as Firecracker will see it.
 struct Prepared {
     jail: Option<Jail>,
+    filters: Option<PathBuf>,
     inside: MachineSpec,
     /// The snapshot that it begins from.
     manifest: Option<Manifest>,
@@ -219,8 +247,7 @@ struct Prepared {
 fn prepare(
     dir: Option<PathBuf>,
     mut spec: MachineSpec,
-    host: &HostFacts,
-    version: Version,
+    (host, version, mut filters): (&HostFacts, Version, Option<PathBuf>),
 ) -> Result<Prepared, SpawnError> {
     let mut manifest = None;
     if let Some(restore) = &spec.restore {
@@ -228,12 +255,16 @@ fn prepare(
         snapshot::fit(&spec, restore, &found, version)?;
         manifest = Some(found);
     }
-    let jail = match (spec.jail.clone(), dir) {
+    let mut jail = match (spec.jail.clone(), dir) {
         (Some(wanted), Some(dir)) => Some(fill_jail(&wanted, dir, &mut spec, manifest.as_ref())?),
         (Some(_) | None, _) => None,
     };
+    if let (Some(jail), Some(filters)) = (&mut jail, &mut filters) {
+        *filters = jail.bring_in(filters, "filters", Access::Read)?;
+    }
     Ok(Prepared {
         jail,
+        filters,
         inside: spec,
         manifest,
     })
@@ -334,6 +365,7 @@ impl Engine for FirecrackerEngine {
         let console_log = spec.console_log.clone();
         let Prepared {
             jail,
+            filters,
             inside,
             manifest,
         } = self.prepared(spec).await?;
@@ -353,7 +385,8 @@ impl Engine for FirecrackerEngine {
         let ready = SocketWatch::new(socket.clone()).map_err(prepared(&socket))?;
         let console = ConsoleLog::open(&console_log).map_err(prepared(&console_log))?;
 
-        let command = self.command(&inside, &place, jail.as_ref(), output)?;
+        let surrounded = (jail.as_ref(), filters.as_deref());
+        let command = self.command(&inside, &place, surrounded, output)?;
         let process = VmmProcess::spawn(command)
             .await
             .map_err(|source| SpawnError::Program {
