@@ -28,6 +28,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// One scenario's host: its own directories, its own daemon.
+#[derive(Debug)]
 pub struct Stage {
     root: tempfile::TempDir,
     /// Apart, and short: a socket's path holds at most 107 bytes.
@@ -180,7 +181,7 @@ impl Stage {
     #[must_use]
     pub fn daemon_pid(&self) -> u32 {
         let info = self.kiln(&["info", "--json"]).expect_code(0).json();
-        info["pid"]
+        info["daemon_pid"]
             .as_u64()
             .unwrap_or_else(|| panic!("no pid: {info}")) as u32
     }
@@ -304,7 +305,7 @@ pub fn skip(test: &str, why: &str) {
 pub fn kiln() -> &'static Path {
     static KILN: OnceLock<PathBuf> = OnceLock::new();
     KILN.get_or_init(|| {
-        if let Some(given) = std::env::var_os("KILN_E2E_BINARY") {
+        if let Some(given) = std::env::var_os("KILN_BIN") {
             return PathBuf::from(given);
         }
         let exe = std::env::current_exe().unwrap();
@@ -396,14 +397,18 @@ fn running(wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
     found
 }
 
-fn names_in(dir: &Path) -> Vec<String> {
+/// What a directory holds; nothing if there is none.
+#[must_use]
+pub fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }
 
-fn partials(dir: &Path) -> Vec<PathBuf> {
+/// Files under a directory that are not what they will be.
+#[must_use]
+pub fn partials(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
     while let Some(dir) = open.pop() {

@@ -1,7 +1,14 @@
 //! Bad input and faults: a clear coded error at once, and nothing left.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking, its helpers too"
+)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use e2e::{Stage, eventually, signal, skip};
@@ -140,7 +147,7 @@ fn a_vmm_that_dies_at_once_is_told_at_once_with_its_last_words() {
 
 #[test]
 fn an_agent_that_never_dials_meets_a_deadline_with_the_console() {
-    let stage = Stage::new().with_env("KILN_BOOT_TIMEOUT", "3s");
+    let stage = Stage::new().with_env("KILN_BOOT_TIMEOUT", "3");
     let kernel = stage.path("stub");
     fs::write(&kernel, stub_kernel(b"STUB GUEST SPINS\n")).expect("stub");
     let args = [
@@ -236,6 +243,26 @@ fn a_daemon_that_is_killed_loses_no_machine() {
 }
 
 #[test]
+fn a_run_whose_daemon_is_killed_is_over_and_leaves_nothing() {
+    let stage = Stage::new();
+    let run = stage
+        .command(&["run", "--", "sleep", "100000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kiln");
+    eventually("it runs", || {
+        stage
+            .sandboxes()
+            .first()
+            .is_some_and(|sandbox| sandbox["state"] == "running")
+    });
+    signal(stage.daemon_pid(), Signal::KILL);
+    e2e::finish(run).expect_code(125);
+    stage.assert_nothing_left();
+}
+
+#[test]
 fn a_vmm_that_is_killed_is_noticed() {
     let stage = Stage::new();
     let sandbox = stage.sandbox(&[]);
@@ -269,9 +296,10 @@ fn a_full_disk_publishes_no_half_image() {
         .kiln(&["run", "--json", tree.to_str().expect("path"), "--", "true"])
         .expect_code(125);
     assert_eq!(ran.error()["code"], "DISK_FULL", "{ran:?}");
-    stage.assert_nothing_left();
-    drop(stage);
+    assert_eq!(e2e::partials(&images), Vec::<std::path::PathBuf>::new());
+    assert_eq!(e2e::names_in(&images.join("images")), Vec::<String>::new());
     drop(small);
+    stage.assert_nothing_left();
 }
 
 /// A mount that goes with the test.

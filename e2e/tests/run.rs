@@ -1,5 +1,11 @@
 //! `kiln run`: the main job.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking, its helpers too"
+)]
+
 use std::io::{Read, Write};
 use std::process::Stdio;
 

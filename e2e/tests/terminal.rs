@@ -1,5 +1,11 @@
 //! A person at a terminal.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking, its helpers too"
+)]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;

@@ -10,6 +10,7 @@ mod proc;
 mod report;
 mod stats;
 mod timings;
+mod transfer;
 mod vmm;
 
 use std::process::ExitCode;

@@ -136,6 +136,9 @@ fn artefacts(options: &Options) -> Vec<Artefact> {
             program(PathBuf::from(host), name);
         }
     }
+    if !options.no_data {
+        artefacts.extend(kiln_data());
+    }
     artefacts.extend(
         options
             .add
@@ -146,7 +149,13 @@ fn artefacts(options: &Options) -> Vec<Artefact> {
 }
 
 /// What Kiln fetched and built once and a sandbox needs; the lab has no network to fetch it again.
-const KILN_DATA: &[&str] = &["images", "kernels/bundles", "kernels/sources", "cache"];
+const KILN_DATA: &[&str] = &[
+    "images/images",
+    "images/memo",
+    "kernels/bundles",
+    "kernels/sources",
+    "cache/initramfs",
+];
 
 /// Where the data directory of root's Kiln is in the lab.
 const LAB_DATA_DIR: &str = "var/lib/kiln";

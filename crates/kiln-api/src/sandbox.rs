@@ -123,6 +123,13 @@ impl SandboxState {
             Self::Unknown => "unknown",
         }
     }
+
+    /// Whether there is a machine, or one is coming or going. A state that this client does not
+    /// know counts as such: it must not be hidden.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::Created | Self::Stopped | Self::Error)
+    }
 }
 
 /// A sandbox as it is.

@@ -14,6 +14,7 @@ use crate::{
     http::{Connection, Service},
     lifetime::Lifetime,
     lock::{DaemonLock, LockError},
+    memory,
     socket::{self, Socket, SocketError},
 };
 
@@ -174,6 +175,8 @@ impl Daemon {
             }
         };
         let mut idle = pin!(idle);
+        let lifetime = self.lifetime.clone();
+        let mut giving_back = pin!(memory::give_back_when_idle(&lifetime));
         loop {
             tokio::select! {
                 accepted = self.socket.listener.accept() => match accepted {
@@ -186,6 +189,7 @@ impl Daemon {
                 name = self.signals.next() => return name,
                 () = self.lifetime.stopping() => return "asked to",
                 () = &mut idle => return "idle",
+                () = &mut giving_back => {}
             }
         }
     }

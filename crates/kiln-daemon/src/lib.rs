@@ -9,6 +9,7 @@ mod http;
 mod lifetime;
 mod lock;
 pub mod log;
+mod memory;
 mod socket;
 mod v1;
 

@@ -69,6 +69,11 @@ impl Lifetime {
             .is_ok()
     }
 
+    /// Waits until something is busy. Cancel-safe.
+    pub(crate) async fn visited(&self) {
+        wait_for(&self.inner.busy, |count| *count > 0).await;
+    }
+
     /// Waits until nothing was busy for `span` and `lives` says that nothing else lives either.
     /// Cancel-safe.
     pub(crate) async fn idle(&self, span: Duration, lives: impl Fn() -> bool) {

@@ -205,6 +205,23 @@ impl StdError for Error {
     }
 }
 
+impl From<GuestError> for Error {
+    fn from(error: GuestError) -> Self {
+        let code = match &error {
+            GuestError::Refused { kind, .. } => match kind {
+                Refusal::NotFound => ErrorCode::CommandNotFound,
+                Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
+                Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::PoweringOff => ErrorCode::InvalidState,
+                _ => ErrorCode::ExecFailed,
+            },
+            GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,
+            _ => ErrorCode::AgentUnreachable,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,22 +242,5 @@ mod tests {
                 .details()
                 .is_none()
         );
-    }
-}
-
-impl From<GuestError> for Error {
-    fn from(error: GuestError) -> Self {
-        let code = match &error {
-            GuestError::Refused { kind, .. } => match kind {
-                Refusal::NotFound => ErrorCode::CommandNotFound,
-                Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
-                Refusal::NoSuchSession => ErrorCode::SessionNotFound,
-                Refusal::PoweringOff => ErrorCode::InvalidState,
-                _ => ErrorCode::ExecFailed,
-            },
-            GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,
-            _ => ErrorCode::AgentUnreachable,
-        };
-        Self::new(code, error.to_string())
     }
 }

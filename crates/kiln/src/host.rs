@@ -15,7 +15,7 @@ use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, Events};
 use crate::exec::{ExecSpec, SessionInfo};
-use crate::guest::{ExecSession, GuestLink};
+use crate::guest::{ExecSession, GuestLink, GuestStats};
 use crate::lock::DataLock;
 use crate::material::Materials;
 use crate::recover;
@@ -257,6 +257,22 @@ impl Host {
     /// [`ErrorCode::InvalidState`] when it does not run, [`ErrorCode::AgentUnreachable`].
     pub async fn sessions(&self, key: &str) -> Result<Vec<SessionInfo>, Error> {
         Ok(self.link(key, "list the sessions of")?.sessions().await?)
+    }
+
+    /// Ends a session of a sandbox with all its processes.
+    ///
+    /// # Errors
+    /// As [`Host::sessions`], and [`ErrorCode::SessionNotFound`].
+    pub async fn kill(&self, key: &str, session: u64) -> Result<(), Error> {
+        Ok(self.link(key, "end a session of")?.kill(session).await?)
+    }
+
+    /// Figures of a sandbox's guest, as the guest itself tells them.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidState`] when it does not run, [`ErrorCode::AgentUnreachable`].
+    pub async fn stats(&self, key: &str) -> Result<GuestStats, Error> {
+        Ok(self.link(key, "ask")?.stats().await?)
     }
 
     /// The console of a sandbox, from the oldest byte that is kept.

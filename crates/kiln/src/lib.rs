@@ -23,7 +23,7 @@ pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession};
+pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
 pub use host::{Host, HostInfo};
 pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};

@@ -162,10 +162,15 @@ fn layers(image: default_image::DefaultImage) -> Result<Vec<LayerSource>, Error>
         image.base,
     )))];
     for deb in &image.debs {
-        let tar = DebPackage::open(deb).and_then(DebPackage::data_tar).map_err(|source| {
-            Error::new(ErrorCode::ImageFailed, format!("cannot open {}", deb.display()))
+        let tar = DebPackage::open(deb)
+            .and_then(DebPackage::data_tar)
+            .map_err(|source| {
+                Error::new(
+                    ErrorCode::ImageFailed,
+                    format!("cannot open {}", deb.display()),
+                )
                 .with_source(source)
-        })?;
+            })?;
         layers.push(LayerSource::Stream(tar));
     }
     Ok(layers)

@@ -31,6 +31,9 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Error> {
+    if row.spec.ephemeral {
+        row.intent = Some(Intent::Remove);
+    }
     if row.state == SandboxState::Running
         && row.intent.is_none()
         && let Some(live) = adopted(shared, &row).await
@@ -67,7 +70,7 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
     let link = launch::open_link(row, machine.as_ref());
     link.inspect_err(|error| warn!(id = %row.id, %error, "a machine has no agent and is ended"))
         .ok()
-        .map(|link| Live { machine, link })
+        .map(|link| Live::new(machine, link))
 }
 
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.

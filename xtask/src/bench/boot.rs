@@ -8,10 +8,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::bare::{BareError, Recipe};
-use super::proc::rss_mib;
+use super::proc::{rss_mib, status_mib};
 use super::report::Report;
 use super::stats::Samples;
 use super::timings::Timings;
+use super::transfer::{self, TransferError};
 use crate::kiln::{Kiln, KilnError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step::{self, StepError};
@@ -28,6 +29,9 @@ pub(crate) struct Options {
     /// How many machines are started at once.
     #[arg(long, default_value_t = 20, value_name = "N")]
     burst: u32,
+    /// How much is sent into a guest and back, in MiB.
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    transfer: u32,
 }
 
 /// Why there are no figures.
@@ -57,6 +61,8 @@ pub(crate) enum BenchError {
     NoVmm,
     #[error("cannot work in the target directory")]
     Directory(#[source] std::io::Error),
+    #[error("bytes did not come through")]
+    Transfer(#[from] TransferError),
     #[error("the bare side failed")]
     Bare(#[from] BareError),
 }
@@ -80,6 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     runs(&kiln, recipe.as_ref(), options.runs, &mut report)?;
     weights(&kiln, &mut report)?;
     execs(&kiln, options.runs, &mut report)?;
+    transfers(&kiln, options.transfer, &mut report)?;
     burst(&kiln, options.burst, &mut report)?;
     kiln.close()?;
     show(&report, options.json);
@@ -148,9 +155,13 @@ fn runs(
     Ok(())
 }
 
+/// How long the daemon is left alone before it counts as idle.
+const IDLE: Duration = Duration::from_secs(3);
+
 /// Memory of the idle daemon and of PID 1 in a guest.
 fn weights(kiln: &Kiln, report: &mut Report) -> Result<(), BenchError> {
     let daemon = format!("/proc/{}/smaps_rollup", kiln.info()?.daemon_pid);
+    std::thread::sleep(IDLE);
     match std::fs::read_to_string(&daemon)
         .ok()
         .as_deref()
@@ -190,6 +201,51 @@ fn execs(kiln: &Kiln, count: u32, report: &mut Report) -> Result<(), BenchError>
         "kiln exec -- true over a raw fork there",
         exec - raw_fork,
     );
+    Ok(())
+}
+
+/// A gigabyte into a guest and back, and what the programs on its way need for it.
+fn transfers(kiln: &Kiln, mib: u32, report: &mut Report) -> Result<(), BenchError> {
+    const FORGET: &str = "echo 5 > /proc/1/clear_refs; grep VmRSS: /proc/1/status";
+    if mib == 0 {
+        report.missing("transfer_mib_s", "--transfer is 0");
+        return Ok(());
+    }
+    let sandbox = Sandbox::start(kiln)?;
+    let daemon = kiln.info()?.daemon_pid.unsigned_abs();
+    std::thread::sleep(IDLE);
+    let before = sandbox.told(&["sh", "-c", FORGET])?;
+    let mut echo = kiln.command(["exec", "--interactive", &sandbox.name, "--", "cat"]);
+    let moved = transfer::run(&mut echo, mib, daemon)?;
+    let after = sandbox.told(&["grep", "VmHWM:", "/proc/1/status"])?;
+    report.single(
+        "transfer_mib_s",
+        "MiB/s through exec and back, the same bytes",
+        moved.mib_per_s,
+    );
+    report.single(
+        "transfer_daemon_mib",
+        "memory the daemon needed for it",
+        moved.daemon_mib,
+    );
+    report.single(
+        "transfer_client_mib",
+        "memory the command line needed",
+        moved.client_mib,
+    );
+    match (status_mib(&before, "VmRSS:"), status_mib(&after, "VmHWM:")) {
+        (Some(before), Some(after)) => {
+            report.single(
+                "transfer_agent_mib",
+                "memory the agent needed",
+                after - before,
+            );
+        }
+        _ => report.missing(
+            "transfer_agent_mib",
+            "the guest's kernel does not tell a peak",
+        ),
+    }
     Ok(())
 }
 
@@ -266,6 +322,12 @@ impl<'a> Sandbox<'a> {
         ours.and_then(|sandbox| sandbox["pid"].as_u64())
             .and_then(|pid| u32::try_from(pid).ok())
             .ok_or(BenchError::NoVmm)
+    }
+
+    /// What a command answers.
+    fn told(&self, arguments: &[&str]) -> Result<String, BenchError> {
+        let mut command = self.kiln.command(["exec", &self.name, "--"]);
+        finished(command.args(arguments))
     }
 
     /// How long a command takes, seen from the host.

@@ -111,6 +111,7 @@ fn limit(key: &str) -> Option<f64> {
         "qemu_restore_ms" => 250.0,
         "leaks" => 0.0,
         "rss_growth_mib" => 1.0,
+        "transfer_daemon_mib" | "transfer_client_mib" | "transfer_agent_mib" => 8.0,
         _ => return None,
     })
 }

@@ -44,6 +44,11 @@ pub(crate) struct DaemonArgs {
     /// background 300]
     #[arg(long, value_name = "SECONDS", env = "KILN_IDLE_EXIT")]
     idle_exit: Option<u64>,
+    /// Give a guest this long from power-on to its agent's first word [default: 30 with KVM, 180
+    /// emulated]
+    #[arg(long, value_name = "SECONDS", env = "KILN_BOOT_TIMEOUT",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    boot_timeout: Option<u64>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -118,8 +123,10 @@ fn detach(place: &Place) -> Result<(), Failure> {
 async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8, Failure> {
     let default = if args.detached { IDLE_EXIT_S } else { 0 };
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
+    let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
+    host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
-        host: HostConfig::new(&place.data_dir, &place.runtime_dir),
+        host,
         idle_exit: idle_exit.map(Duration::from_secs),
         drain: DRAIN,
     };

@@ -10,6 +10,9 @@ use crate::{Failure, Output, output::table, start::Daemon};
 /// List sandboxes
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
+    /// List those without a machine too: created, stopped and failed ones
+    #[arg(long, short)]
+    all: bool,
     /// Print ids only
     #[arg(long, short)]
     quiet: bool,
@@ -20,7 +23,8 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
-    let sandboxes = daemon.ask(async |client| client.list().await).await?;
+    let mut sandboxes = daemon.ask(async |client| client.list().await).await?;
+    sandboxes.retain(|sandbox| args.all || sandbox.state.is_live());
     if args.quiet {
         sandboxes
             .iter()

@@ -15,6 +15,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         kernel: request.kernel.map(Into::into),
         modules: request.modules.map(Into::into),
         hostname: request.hostname,
+        ephemeral: false,
     }
 }
 

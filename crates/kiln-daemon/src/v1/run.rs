@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use axum::{Extension, extract::State, response::Response};
-use kiln::{Host, SandboxInfo};
+use kiln::{Host, SandboxInfo, SandboxSpec};
 use kiln_api::{ExecRequest, RunRequest, Timings, stream::ServerControl};
 
 use super::{App, convert, exec};
@@ -50,7 +50,9 @@ impl Run {
             Err(end) => return self.stream.end_with(end).await,
         };
         let (keep, detach) = (request.keep, request.detach);
-        let created = match self.create(request.sandbox).await {
+        let mut spec = convert::spec(request.sandbox);
+        spec.ephemeral = !(keep || detach);
+        let created = match self.create(spec).await {
             Ok(created) => created,
             Err(end) => return self.stream.end_with(end).await,
         };
@@ -62,8 +64,8 @@ impl Run {
     }
 
     /// Not watched: a row is written in milliseconds, and cut off here its id would be lost.
-    async fn create(&self, sandbox: kiln_api::CreateSandbox) -> Result<SandboxInfo, End> {
-        let created = self.app.host.create(convert::spec(sandbox)).await;
+    async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, End> {
+        let created = self.app.host.create(spec).await;
         created.map_err(|error| End::Failed(error.into()))
     }
 

@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use error::{GuestError, Refusal};
+pub(crate) use error::{GuestError, Refusal};
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
 use crate::exec::{ExecSpec, SessionInfo};
@@ -46,14 +46,14 @@ const SHOWN_ARG: usize = 256;
 
 /// What a guest is told about itself on every connection; the clock and random bytes come along.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuestIdentity {
+pub(crate) struct GuestIdentity {
     /// Its host name; empty leaves it alone.
     pub hostname: String,
 }
 
 /// What an agent says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentInfo {
+pub(crate) struct AgentInfo {
     /// Protocol version settled on.
     pub version: u32,
     /// Its release.
@@ -74,7 +74,7 @@ impl AgentInfo {
 
 /// How a guest wants to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PowerIntent {
+pub(crate) enum PowerIntent {
     /// It is to stay off.
     PowerOff,
     /// It is to be started again.
@@ -83,7 +83,7 @@ pub enum PowerIntent {
 
 /// Who wanted it to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IntentSource {
+pub(crate) enum IntentSource {
     /// This host, by [`GuestLink::power_off`].
     Host,
     /// A program in the guest.
@@ -94,7 +94,7 @@ pub enum IntentSource {
 
 /// Something that happened to a link.
 #[derive(Clone, Debug)]
-pub enum GuestEvent {
+pub(crate) enum GuestEvent {
     /// There is a connection.
     Up(Arc<AgentInfo>),
     /// The connection ended, for this reason; another is sought.
@@ -127,7 +127,7 @@ pub struct GuestStats {
 /// The connection to one guest's agent. Clones are the same link; it ends with
 /// [`GuestLink::close`] or the last clone.
 #[derive(Clone, Debug)]
-pub struct GuestLink {
+pub(crate) struct GuestLink {
     shared: Arc<Shared>,
 }
 
@@ -146,7 +146,7 @@ impl GuestLink {
     ///
     /// Must be called within a tokio runtime.
     #[must_use]
-    pub fn open(endpoint: AgentEndpoint, identity: GuestIdentity) -> Self {
+    pub(crate) fn open(endpoint: AgentEndpoint, identity: GuestIdentity) -> Self {
         let (state, _) = watch::channel(LinkState::Down("not met yet".into()));
         let (events, _) = broadcast::channel(EVENTS);
         let (intent, _) = watch::channel(None);
@@ -178,7 +178,7 @@ impl GuestLink {
     /// # Errors
     /// [`GuestError::Version`], [`GuestError::Endpoint`], [`GuestError::Closed`]: there will be
     /// no connection.
-    pub async fn ready(&self) -> Result<Arc<AgentInfo>, GuestError> {
+    pub(crate) async fn ready(&self) -> Result<Arc<AgentInfo>, GuestError> {
         Ok(self.shared.up_after(0).await?.info)
     }
 
@@ -188,7 +188,7 @@ impl GuestLink {
     /// [`GuestError::Refused`] when it cannot be run ([`GuestError::exit_code`] tells whether
     /// the command is at fault); [`GuestError::Lost`] when the connection broke before the
     /// answer: the command may run then.
-    pub async fn exec(&self, spec: &ExecSpec) -> Result<ExecSession, GuestError> {
+    pub(crate) async fn exec(&self, spec: &ExecSpec) -> Result<ExecSession, GuestError> {
         let request = Request::of(request::Kind::Exec(session::wire_spec(spec)));
         let (up, operation, kind) = self.shared.call_once(&request).await?;
         match kind {
@@ -209,7 +209,11 @@ impl GuestLink {
     ///
     /// # Errors
     /// [`Refusal::NoSuchSession`]; [`Refusal::BadRequest`] for an offset beyond the output.
-    pub async fn attach(&self, session: u64, from_offset: u64) -> Result<ExecSession, GuestError> {
+    pub(crate) async fn attach(
+        &self,
+        session: u64,
+        from_offset: u64,
+    ) -> Result<ExecSession, GuestError> {
         let request = Request::of(request::Kind::Attach(Attach {
             session,
             from_offset,
@@ -232,7 +236,7 @@ impl GuestLink {
     ///
     /// # Errors
     /// No connection or answer in time.
-    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, GuestError> {
+    pub(crate) async fn sessions(&self) -> Result<Vec<SessionInfo>, GuestError> {
         let request = Request::of(request::Kind::Sessions(ListSessions {}));
         let (_, operation, kind) = self.shared.call(&request).await?;
         timeout(ANSWER, rest_of_list(operation, kind))
@@ -244,7 +248,7 @@ impl GuestLink {
     ///
     /// # Errors
     /// [`Refusal::NoSuchSession`]; no connection or answer in time.
-    pub async fn kill(&self, session: u64) -> Result<(), GuestError> {
+    pub(crate) async fn kill(&self, session: u64) -> Result<(), GuestError> {
         self.command(request::Kind::Kill(Kill { session })).await
     }
 
@@ -253,7 +257,7 @@ impl GuestLink {
     ///
     /// # Errors
     /// No connection or answer in time.
-    pub async fn power_off(&self) -> Result<(), GuestError> {
+    pub(crate) async fn power_off(&self) -> Result<(), GuestError> {
         self.power_off_within(POWER_OFF_GRACE).await
     }
 
@@ -261,7 +265,7 @@ impl GuestLink {
     ///
     /// # Errors
     /// No connection or answer in time.
-    pub async fn power_off_within(&self, grace: Duration) -> Result<(), GuestError> {
+    pub(crate) async fn power_off_within(&self, grace: Duration) -> Result<(), GuestError> {
         self.command(request::Kind::Power(Power {
             mode: PowerMode::PowerOff as i32,
             grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX),
@@ -273,7 +277,7 @@ impl GuestLink {
     ///
     /// # Errors
     /// No connection or answer in time.
-    pub async fn stats(&self) -> Result<GuestStats, GuestError> {
+    pub(crate) async fn stats(&self) -> Result<GuestStats, GuestError> {
         let request = Request::of(request::Kind::Stats(GetStats {}));
         match self.shared.call(&request).await?.2 {
             reply::Kind::Stats(stats) => Ok(GuestStats {
@@ -292,18 +296,18 @@ impl GuestLink {
 
     /// What happens to the link from now on.
     #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<GuestEvent> {
+    pub(crate) fn events(&self) -> broadcast::Receiver<GuestEvent> {
         self.shared.events.subscribe()
     }
 
     /// How the guest said it would end, if it did.
     #[must_use]
-    pub fn power_intent(&self) -> Option<PowerIntent> {
+    pub(crate) fn power_intent(&self) -> Option<PowerIntent> {
         *self.shared.intent.borrow()
     }
 
     /// Ends the link, on all clones; sessions in the guest run on. Idempotent.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         if let Some(keeper) = self.shared.take_keeper() {
             keeper.abort();
             let _ = keeper.await;

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use kiln_image::Progress;
 use kiln_vmm::{Exit, Machine};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::launch::{self, Launched};
 use super::{SandboxInfo, SandboxState, stop};
 use crate::error::{Error, ErrorCode};
-use crate::guest::GuestLink;
+use crate::guest::{GuestEvent, GuestLink};
 use crate::host::Shared;
 use crate::store::{Intent, SandboxRow, Sandboxes};
 
@@ -66,6 +66,18 @@ pub(crate) struct DriverHandle {
 pub(crate) struct Live {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) link: GuestLink,
+    link_events: broadcast::Receiver<GuestEvent>,
+}
+
+impl Live {
+    pub(crate) fn new(machine: Arc<dyn Machine>, link: GuestLink) -> Self {
+        let link_events = link.events();
+        Self {
+            machine,
+            link,
+            link_events,
+        }
+    }
 }
 
 /// Starts the driver of a stored sandbox; `live` is its machine if one was adopted.
@@ -102,11 +114,17 @@ impl Driver {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut deferred = None;
         loop {
+            let machine = self.live.as_ref().map(|live| Arc::clone(&live.machine));
+            let link_events = self.live.as_mut().map(|live| &mut live.link_events);
             let command = match deferred.take() {
                 Some(command) => command,
                 None => tokio::select! {
-                    exit = gone(self.live.as_ref()) => {
+                    exit = gone(machine.as_ref()) => {
                         self.machine_gone(exit).await;
+                        continue;
+                    }
+                    event = link_event(link_events) => {
+                        note(&event);
                         continue;
                     }
                     command = inbox.recv() => match command {
@@ -328,9 +346,33 @@ fn answer<T>(reply: Reply<T>, outcome: Result<T, Error>) {
 }
 
 /// Resolves when the machine ends; never without one.
-async fn gone(live: Option<&Live>) -> Exit {
-    match live {
-        Some(live) => live.machine.wait().await,
+async fn gone(machine: Option<&Arc<dyn Machine>>) -> Exit {
+    match machine {
+        Some(machine) => machine.wait().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The next thing that happens to the link; never without one.
+async fn link_event(events: Option<&mut broadcast::Receiver<GuestEvent>>) -> GuestEvent {
+    let Some(events) = events else {
+        return std::future::pending().await;
+    };
+    loop {
+        match events.recv().await {
+            Ok(event) => return event,
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
+        }
+    }
+}
+
+fn note(event: &GuestEvent) {
+    match event {
+        GuestEvent::Up(agent) => debug!(instance = agent.instance, "the agent is there"),
+        GuestEvent::Down(reason) => debug!(%reason, "the connection to the agent broke"),
+        GuestEvent::PowerIntent(intent, source) => {
+            info!(?intent, ?source, "the guest is about to end");
+        }
     }
 }

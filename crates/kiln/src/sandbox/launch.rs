@@ -82,7 +82,7 @@ async fn run_phases(
         image_id: material.image_id,
         warnings: chosen.warning.into_iter().collect(),
         timings: timings(prepared, spawned, booted, kernel, agent),
-        live: Live { machine, link },
+        live: Live::new(machine, link),
     })
 }
 

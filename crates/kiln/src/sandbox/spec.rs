@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorCode};
 
 /// Largest number of virtual processors (Firecracker's own limit).
-pub const MAX_VCPUS: u8 = 32;
+pub(super) const MAX_VCPUS: u8 = 32;
 /// Least memory with which Debian's kernel and the agent come up.
-pub const MIN_MEM_MIB: u32 = 64;
+pub(super) const MIN_MEM_MIB: u32 = 64;
 /// Least scratch disk: an ext4 with a journal and something left to write to.
-pub const MIN_DISK_MIB: u64 = 32;
+pub(super) const MIN_DISK_MIB: u64 = 32;
 /// Largest scratch disk: ext4 with 4 KiB blocks, 16 TiB.
-pub const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
+pub(super) const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
 
 /// What a user asks of a sandbox. Unknown fields are refused, missing ones have defaults.
 ///
@@ -45,6 +45,9 @@ pub struct SandboxSpec {
     pub modules: Option<PathBuf>,
     /// Host name in the guest; the sandbox's name, else its id, when unset.
     pub hostname: Option<String>,
+    /// It lives as long as the client that made it: a [`Host`](crate::Host) that finds it when it
+    /// opens removes it, for that client has lost it.
+    pub ephemeral: bool,
 }
 
 impl Default for SandboxSpec {
@@ -60,6 +63,7 @@ impl Default for SandboxSpec {
             kernel: None,
             modules: None,
             hostname: None,
+            ephemeral: false,
         }
     }
 }
