@@ -6,13 +6,14 @@
 mod agent;
 mod bare;
 mod boot;
-mod network;
 mod image;
+mod network;
 mod proc;
 mod report;
 mod stats;
 mod timings;
 mod transfer;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Subject {
     Network(network::Options),
     /// Images from archives, and machines' own disks.
     Image(image::Options),
+    /// What the engines cost beside the bare programs.
+    Vmm(vmm::Options),
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
@@ -41,5 +44,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
         Subject::Boot(options) => boot::run(options),
         Subject::Network(options) => network::run(options),
         Subject::Image(options) => Ok(image::run(options)?),
+        Subject::Vmm(options) => vmm::run(options),
     }
 }

@@ -217,22 +217,74 @@ pub fn fetch_blocking(
 /// # Errors
 /// See [`DownloadError`]; [`DownloadError::Status`] where it does not redirect.
 pub(crate) fn redirect_blocking(url: &str) -> Result<String, DownloadError> {
-    let download = Download::unpinned(url);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| DownloadError::Runtime { source })?;
-    let from = parse(url)?;
-    let response = runtime.block_on(ask(&http::client(download.stall), &download, &from))?;
-    if !response.status().is_redirection() {
+    runtime.block_on(first_redirect(url, Download::unpinned(url).stall))
+}
+
+/// Fetches a short text of which nothing is known in advance, such as a published digest.
+///
+/// # Errors
+/// See [`DownloadError`]; [`DownloadError::WrongSize`] when it is longer than `max_size`.
+pub(crate) async fn fetch_text(
+    url: &str,
+    max_size: u64,
+    stall: Duration,
+) -> Result<String, DownloadError> {
+    let download = Download {
+        max_size,
+        stall,
+        ..Download::unpinned(url)
+    };
+    let response = follow(&download, parse(url)?).await?;
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(frame) = timeout(stall, body.frame())
+        .await
+        .map_err(|_| stalled(&download))?
+    {
+        let frame = frame.map_err(|source| DownloadError::Interrupted {
+            url: url.to_owned(),
+            received: text.len() as u64,
+            source,
+        })?;
+        if let Ok(data) = frame.into_data() {
+            text.extend_from_slice(&data);
+        }
+        if text.len() as u64 > max_size {
+            return Err(DownloadError::WrongSize {
+                url: url.to_owned(),
+                received: text.len() as u64,
+                expected: max_size,
+            });
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Where a URL redirects to, without going there.
+///
+/// # Errors
+/// See [`DownloadError`]; [`DownloadError::Status`] when it does not redirect.
+pub(crate) async fn first_redirect(url: &str, stall: Duration) -> Result<String, DownloadError> {
+    let download = Download {
+        stall,
+        ..Download::unpinned(url)
+    };
+    let asked = parse(url)?;
+    let response = ask(&http::client(stall), &download, &asked).await?;
+    let status = response.status();
+    if !status.is_redirection() {
         return Err(DownloadError::Status {
             url: url.to_owned(),
-            status: response.status().as_u16(),
+            status: status.as_u16(),
         });
     }
     let location = response.headers().get(LOCATION);
     let location = location.and_then(|value| value.to_str().ok());
-    redirected(&from, location.unwrap_or_default()).map(|target| target.to_string())
+    redirected(&asked, location.unwrap_or_default()).map(|target| target.to_string())
 }
 
 /// Asks for the URL and the ones it redirects to, until one answers with content.

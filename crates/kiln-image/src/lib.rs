@@ -15,6 +15,7 @@ pub mod download;
 mod drive;
 mod export;
 mod ext4;
+pub mod firecracker;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::error::MachineError;
-use crate::instance::RuntimeFiles;
+use crate::instance::{RuntimeFiles, remove_memory, sweep};
 use crate::machine::{EngineKind, Exit, MachineRecord};
 use crate::process::{TakeOverError, VmmProcess};
 use crate::{fake, firecracker, qemu};
 
 /// Ends a recorded VMM, answering or not, and removes its files; for a machine that
 /// [`Engine::adopt`](crate::Engine::adopt) cannot have. When the recorded process is gone, only
-/// the files are removed: a stranger with its number is never signalled.
+/// the files and the jail are removed, with whatever still runs in its control group: a stranger with its number is never signalled.
 ///
 /// Returns how the VMM ended when it still ran.
 ///
@@ -34,6 +34,10 @@ pub async fn discard(
         EngineKind::Qemu => qemu::FILES,
         EngineKind::Fake => fake::FILES,
     };
-    RuntimeFiles::new(&record.runtime_dir, names).remove()?;
+    let removed = RuntimeFiles::new(&record.runtime_dir, names)
+        .remove()
+        .and(remove_memory(record));
+    sweep(record.jail.clone()).await?;
+    removed?;
     Ok(exit)
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::jail::Breach;
 use crate::machine::{EngineKind, Exit, MachineState};
+use crate::snapshot::SnapshotError;
 use crate::validate::SpecFaults;
 
 /// The last words of a VMM and its guest, for error messages and post-mortems.
@@ -29,6 +31,21 @@ pub enum SpawnError {
         #[source]
         source: std::io::Error,
     },
+    /// Its jail cannot be made.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The snapshot that it begins from cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A TAP of it cannot be opened.
+    #[error("cannot open the TAP {tap}")]
+    Tap {
+        /// Its name.
+        tap: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Its sockets or FIFOs cannot be made.
     #[error("cannot prepare {path}")]
     Runtime {
@@ -38,6 +55,19 @@ pub enum SpawnError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Something of the jail that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} for the jail: {path}")]
+pub struct JailError {
+    /// What was being done.
+    pub step: &'static str,
+    /// With what.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
 }
 
 /// A machine that did not do what it was asked.
@@ -74,7 +104,7 @@ pub enum MachineError {
         /// Its own words.
         message: String,
     },
-    /// The VMM did not answer in time. Its state is unknown: close the machine.
+    /// The VMM did not answer in time. What it did is unknown, so it has been killed.
     #[error("the VMM did not {call} within {deadline_ms} ms")]
     Deadline {
         /// What was asked.
@@ -93,6 +123,18 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// It has no device of that name.
+    #[error("the machine has no device {0:?}")]
+    NoDevice(String),
+    /// No snapshot could be made.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A file cannot come into its jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// A protection that was promised does not hold; the VMM has been killed.
+    #[error("the VMM is not confined: {}; --allow-insecure-vmm accepts that", list(.0))]
+    Unconfined(Vec<Breach>),
     /// Something of the machine could not be removed.
     #[error("cannot remove {path}")]
     Cleanup {
@@ -130,4 +172,9 @@ pub enum AdoptError {
         /// Who runs it.
         engine: EngineKind,
     },
+}
+
+fn list(breaches: &[Breach]) -> String {
+    let words: Vec<String> = breaches.iter().map(ToString::to_string).collect();
+    words.join("; ")
 }

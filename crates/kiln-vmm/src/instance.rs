@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError, SpawnError};
+use crate::jail::{Confinement, JailRecord, Promise};
 use crate::machine::{Exit, MachineRecord, MachineState};
 use crate::output::OutputTail;
 use crate::process::VmmProcess;
@@ -128,11 +129,16 @@ impl Instance {
                 status,
                 message,
             }),
-            Err(CallError::Deadline(deadline)) => Err(MachineError::Deadline {
-                call: call.to_owned(),
-                deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-                diagnostics: Box::new(self.diagnostics()),
-            }),
+            Err(CallError::Deadline(deadline)) => {
+                // Nobody knows what it has done or will do yet: asking again would be guessing.
+                let killed = self.process.end(Duration::ZERO).await;
+                tracing::warn!(id = %self.record.id, call, ?killed, "a VMM did not answer");
+                Err(MachineError::Deadline {
+                    call: call.to_owned(),
+                    deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+                    diagnostics: Box::new(self.diagnostics()),
+                })
+            }
             Err(CallError::Broken(source)) => match timeout(LAST_BREATH, self.wait()).await {
                 Ok(exit) => Err(self.exited(during, exit).await),
                 Err(_) => Err(MachineError::Control {
@@ -185,8 +191,71 @@ impl Instance {
                 source,
             })?;
         let exit = self.wait().await;
-        files.remove()?;
+        let removed = files.remove().and(remove_memory(&self.record));
+        sweep(self.record.jail.clone()).await?;
+        removed?;
         Ok(exit)
+    }
+
+    /// Holds what is around the VMM against what was promised; a VMM that breaks a promise is
+    /// killed.
+    pub(crate) async fn verify(&self, promise: Promise) -> Result<(), MachineError> {
+        let insecure = self.record.allow_insecure;
+        if insecure && self.record.jail.is_none() {
+            return Ok(());
+        }
+        let breaches = match Confinement::verify(&self.record, promise) {
+            Ok(breaches) if breaches.is_empty() => return Ok(()),
+            Ok(breaches) => breaches,
+            Err(source) => {
+                return match timeout(LAST_BREATH, self.process.wait()).await {
+                    Ok(exit) => Err(self.exited("starting", exit).await),
+                    Err(_) => Err(MachineError::Control {
+                        call: "examine".to_owned(),
+                        source,
+                    }),
+                };
+            }
+        };
+        if insecure {
+            tracing::warn!(id = %self.record.id, ?breaches, "the VMM is not confined");
+            return Ok(());
+        }
+        // The error that counts is the breach; who closes the machine hears of the other.
+        let _ = self.process.end(Duration::ZERO).await;
+        Err(MachineError::Unconfined(breaches))
+    }
+}
+
+/// Removes the file that was a machine's memory, unless a snapshot has taken it over.
+pub(crate) fn remove_memory(record: &MachineRecord) -> Result<(), MachineError> {
+    let Some(path) = &record.shape.memory_file else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(MachineError::Cleanup {
+                path: path.clone(),
+                source,
+            })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes what a jail leaves behind.
+pub(crate) async fn sweep(jail: Option<JailRecord>) -> Result<(), MachineError> {
+    let Some(jail) = jail else {
+        return Ok(());
+    };
+    // A runtime that shuts down drops the job; the next owner sweeps by the record.
+    let swept = tokio::task::spawn_blocking(move || jail.sweep()).await;
+    match swept {
+        Ok(Err(error)) => Err(MachineError::Cleanup {
+            path: error.path,
+            source: error.source,
+        }),
+        Ok(Ok(())) | Err(_) => Ok(()),
     }
 }
 

@@ -5,9 +5,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
+use crate::jail::{Confinement, JailRecord, JailSpec};
+use crate::metrics::Metrics;
+use crate::nic::Nic;
+use crate::options::{
+    BalloonState, DiskChange, DiskOptions, HotplugState, MachineOptions, NicChange,
+};
+use crate::snapshot::{DiskFacts, Manifest, NicFacts, Restore, SnapshotTarget};
 
 /// Which program runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +52,16 @@ pub struct Capabilities {
     pub ctrl_alt_del: bool,
     /// Largest number of block devices.
     pub max_disks: usize,
+    /// Largest number of network interfaces.
+    pub max_nics: usize,
+    /// Whether interfaces can be limited.
+    pub nic_limits: bool,
+    /// Whether there is a metadata service.
+    pub metadata: bool,
+    /// Whether memory can be added while a guest runs.
+    pub memory_hotplug: bool,
+    /// Whether a snapshot can hold the difference to another one.
+    pub diff_snapshots: bool,
 }
 
 /// Everything an engine needs to run one machine. Pure data; the machine keeps its own copy.
@@ -58,10 +76,24 @@ pub struct MachineSpec {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 1.
     pub mem_mib: u32,
-    /// What is booted.
+    /// What is booted; not looked at where a snapshot is restored.
     pub boot: Boot,
+    /// Begins from a snapshot instead: the rest says of what the machine was made.
+    pub restore: Option<Restore>,
     /// Block devices in the order in which the guest sees them (`/dev/vda`, `/dev/vdb`, …).
     pub disks: Vec<Disk>,
+    /// Network interfaces in the order in which the guest sees them.
+    pub nics: Vec<Nic>,
+    /// Network namespace of the VMM, where its TAPs are: a path such as `/run/netns/NAME`.
+    /// `None`: the one of this process.
+    pub netns: Option<PathBuf>,
+    /// What is put around the VMM. Root must give one, or say [`MachineSpec::allow_insecure`].
+    pub jail: Option<JailSpec>,
+    /// Goes on without protections that cannot be had: no jail although there could be one, a
+    /// Firecracker without system call filters. [`Machine::confinement`] shows it.
+    pub allow_insecure: bool,
+    /// What it may have beside the ordinary.
+    pub options: MachineOptions,
     /// Whether the guest gets a channel for its agent; see [`Machine::agent_endpoint`].
     pub agent: bool,
     /// File that receives the guest's console, bounded and rotated by the engine.
@@ -89,6 +121,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// What it may have beside the ordinary.
+    pub options: DiskOptions,
 }
 
 /// Identity of a process that survives a number being reused.
@@ -100,6 +134,55 @@ pub struct ProcessIdentity {
     pub pid: u32,
     /// Start time in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
     pub start_time: u64,
+}
+
+/// What a machine is made of, as far as its snapshots depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineShape {
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub mem_mib: u32,
+    /// Whether the guest has a channel for its agent.
+    pub agent: bool,
+    /// Its disks, where the VMM found them when it was started.
+    pub disks: Vec<DiskFacts>,
+    /// Its interfaces.
+    pub nics: Vec<NicFacts>,
+    /// The file that is its memory, where there is one.
+    pub memory_file: Option<PathBuf>,
+    /// Whether differences to its last snapshot are known.
+    pub tracks_dirty_pages: bool,
+}
+
+impl MachineShape {
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        Self {
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            agent: spec.agent,
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| DiskFacts {
+                    id: disk.id.clone(),
+                    read_only: disk.read_only,
+                    path: disk.path.clone(),
+                })
+                .collect(),
+            nics: spec
+                .nics
+                .iter()
+                .map(|nic| NicFacts {
+                    id: nic.id.clone(),
+                    tap: nic.tap.clone(),
+                    mac: nic.mac,
+                })
+                .collect(),
+            memory_file: spec.options.memory_file.clone(),
+            tracks_dirty_pages: spec.options.track_dirty_pages,
+        }
+    }
 }
 
 /// What has to be written down so that another process can take the machine over.
@@ -115,6 +198,15 @@ pub struct MachineRecord {
     pub runtime_dir: PathBuf,
     /// Its console file.
     pub console_log: PathBuf,
+    /// What was put around it.
+    #[serde(default)]
+    pub jail: Option<JailRecord>,
+    /// Whether protections may be missing.
+    #[serde(default)]
+    pub allow_insecure: bool,
+    /// What it is made of.
+    #[serde(default)]
+    pub shape: MachineShape,
 }
 
 /// Where the host meets the agent of the guest.
@@ -126,7 +218,8 @@ pub enum AgentEndpoint {
     /// edges: what an earlier session left in it may still arrive.
     Connect(PathBuf),
     /// Listen on this Unix socket; the guest's dial arrives there (Firecracker: vsock to host
-    /// CID 2, port [`AGENT_PORT`](crate::AGENT_PORT)).
+    /// CID 2, port [`AGENT_PORT`](crate::AGENT_PORT)). Bind it with
+    /// [`listen_for_agent`](crate::listen_for_agent): a jailed VMM is another user.
     Listen(PathBuf),
 }
 
@@ -206,10 +299,17 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// What the guest printed so far, and what it prints from now on.
     fn console(&self) -> ConsoleLog;
 
+    /// What holds around the VMM now, as the kernel tells it.
+    ///
+    /// # Errors
+    /// The process is gone.
+    fn confinement(&self) -> std::io::Result<Confinement>;
+
     /// Where its agent is met; `None` without [`MachineSpec::agent`].
     fn agent_endpoint(&self) -> Option<AgentEndpoint>;
 
-    /// Configures the VMM and lets the guest run. Returns when the guest's processors run, not
+    /// Configures the VMM, or loads the snapshot that it begins from, and lets the guest run,
+    /// unless [`Restore::paused`](crate::Restore) says otherwise. Returns when the guest's processors run, not
     /// when the guest is up. A machine is booted once, by the process that spawned it.
     ///
     /// # Errors
@@ -234,6 +334,73 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`MachineError::Unsupported`], or a VMM that refuses.
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError>;
+
+    /// Replaces what the metadata service tells.
+    ///
+    /// # Errors
+    /// Not running or paused, no metadata service, or content that is too long.
+    async fn set_metadata(&self, content: &Value) -> Result<(), MachineError>;
+
+    /// Merges a JSON merge patch into what the metadata service tells.
+    ///
+    /// # Errors
+    /// As [`Machine::set_metadata`].
+    async fn patch_metadata(&self, patch: &Value) -> Result<(), MachineError>;
+
+    /// What the metadata service tells.
+    ///
+    /// # Errors
+    /// As [`Machine::set_metadata`].
+    async fn metadata(&self) -> Result<Value, MachineError>;
+
+    /// Changes a disk of a running or paused machine.
+    ///
+    /// # Errors
+    /// No such disk, or an engine that refuses; nothing changed then.
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError>;
+
+    /// Changes the limits of an interface of a running or paused machine.
+    ///
+    /// # Errors
+    /// No such interface, or an engine without limits.
+    async fn update_nic(&self, change: &NicChange) -> Result<(), MachineError>;
+
+    /// Says how much memory the guest shall give back.
+    ///
+    /// # Errors
+    /// No balloon, or a guest whose driver is not up yet: try again later.
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError>;
+
+    /// How the balloon is.
+    ///
+    /// # Errors
+    /// No balloon.
+    async fn balloon(&self) -> Result<BalloonState, MachineError>;
+
+    /// Says how much of the memory that can be added the guest shall have.
+    ///
+    /// # Errors
+    /// No such memory, or a guest whose driver is not up yet: try again later.
+    async fn set_hotplug_memory(&self, mib: u32) -> Result<(), MachineError>;
+
+    /// How much of it the guest has.
+    ///
+    /// # Errors
+    /// No such memory.
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError>;
+
+    /// What the VMM counted, up to now.
+    ///
+    /// # Errors
+    /// Not running or paused.
+    async fn metrics(&self) -> Result<Metrics, MachineError>;
+
+    /// Makes a snapshot of a paused machine, without its disks: copy those before it runs again.
+    ///
+    /// # Errors
+    /// Not paused, a kind that the engine or the machine does not allow, or files that cannot be
+    /// written; nothing is left then.
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError>;
 
     /// Waits until the VMM is gone and everything it printed has been taken. Cancel-safe; may be
     /// called by several tasks.

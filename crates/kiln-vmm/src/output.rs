@@ -103,7 +103,7 @@ pub(crate) async fn drain_fifo(fifo: AsyncFd<OwnedFd>, process: VmmProcess, sink
     }
 }
 
-fn read_now(fifo: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
+pub(crate) fn read_now(fifo: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match read(fifo.get_ref(), &mut buffer[..]) {

@@ -36,6 +36,14 @@ pub enum ProgramError {
         /// What it said.
         output: String,
     },
+    /// It is too old, or its version has a form of its own.
+    #[error("{program} has version {version}, which this Kiln does not work with")]
+    Unsupported {
+        /// The program.
+        program: PathBuf,
+        /// What it said.
+        version: String,
+    },
     /// It does not answer.
     #[error("{program} --version does not answer")]
     Silent {
@@ -72,7 +80,16 @@ fn is_executable(path: &Path) -> bool {
 
 /// What `program --version` says behind `prefix`, up to the next blank.
 pub(crate) async fn version(program: &Path, prefix: &str) -> Result<String, ProgramError> {
-    let output = timeout(DEADLINE, run(program))
+    version_by(program, "--version", prefix).await
+}
+
+/// The same by another option.
+pub(crate) async fn version_by(
+    program: &Path,
+    option: &str,
+    prefix: &str,
+) -> Result<String, ProgramError> {
+    let output = timeout(DEADLINE, run(program, option))
         .await
         .map_err(|_| ProgramError::Silent {
             program: program.to_owned(),
@@ -90,9 +107,9 @@ pub(crate) async fn version(program: &Path, prefix: &str) -> Result<String, Prog
     })
 }
 
-async fn run(program: &Path) -> std::io::Result<String> {
+async fn run(program: &Path, option: &str) -> std::io::Result<String> {
     let mut child = Command::new(program)
-        .arg("--version")
+        .arg(option)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -7,7 +7,10 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::jail::{JailSpec, base_fault};
 use crate::machine::{Boot, Disk, MachineSpec};
+use crate::nic::Nic;
+use crate::tap::NAME_BYTES;
 
 /// `sizeof(sockaddr_un.sun_path)` without the final NUL.
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -56,6 +59,59 @@ pub enum SpecFault {
     Disks { count: usize, max: usize },
     #[error("the disk {0} is neither a regular file nor a block device")]
     DiskKind(PathBuf),
+    #[error("the interface id {0:?} is not 1 to 20 characters of A-Z, a-z, 0-9 and `_`")]
+    NicId(String),
+    #[error("the interface id {0:?} is used twice")]
+    NicTwice(String),
+    #[error("{count} interfaces are more than the {max} that this engine has room for")]
+    Nics { count: usize, max: usize },
+    #[error("{0:?} cannot be the name of a TAP")]
+    Tap(String),
+    #[error("the TAP {0:?} is used twice")]
+    TapTwice(String),
+    #[error("this engine has no rate limiter for the interface {0:?}")]
+    NicLimit(String),
+    #[error("the network namespace {path} cannot be used: {reason}")]
+    Netns { path: PathBuf, reason: String },
+    #[error("a VMM of root's must be jailed, unless --allow-insecure-vmm accepts that it is not")]
+    Unjailed,
+    #[error("only root can make a jail")]
+    JailNeedsRoot,
+    #[error("the user {uid} with group {gid} is no unprivileged user")]
+    JailUser { uid: u32, gid: u32 },
+    #[error("{path} cannot hold jails: {reason}")]
+    JailBase { path: PathBuf, reason: &'static str },
+    #[error("{0:?} is no relative name of a control group")]
+    CgroupParent(String),
+    #[error(
+        "a jail needs Firecracker's jailer: install it beside Firecracker, or name it with KILN_JAILER"
+    )]
+    NoJailer,
+    #[error("Firecracker {version} does not know {feature:?}")]
+    NotInVersion {
+        feature: crate::firecracker::version::Feature,
+        version: crate::firecracker::version::Version,
+    },
+    #[error("this engine has no {0}")]
+    Option(&'static str),
+    #[error("{0} vCPUs cannot be threads of whole cores")]
+    OddThreads(u8),
+    #[error("more than one disk is the root: {0:?}")]
+    Roots(Vec<String>),
+    #[error("the balloon of {balloon_mib} MiB is not smaller than the memory of {mem_mib} MiB")]
+    Balloon { balloon_mib: u32, mem_mib: u32 },
+    #[error(
+        "memory of {total_mib} MiB cannot be added in slots of {slot_mib} and blocks of {block_mib} MiB"
+    )]
+    Hotplug {
+        total_mib: u32,
+        slot_mib: u32,
+        block_mib: u32,
+    },
+    #[error("the metadata service is to answer on {0:?}, which is no interface of the machine")]
+    MetadataNic(String),
+    #[error("a metadata service needs an interface to answer on")]
+    MetadataNics,
     #[error("the runtime directory {0} is not an existing directory")]
     RuntimeDir(PathBuf),
     #[error(
@@ -84,8 +140,15 @@ impl fmt::Display for SpecFaults {
 #[derive(Debug)]
 pub(crate) struct EngineLimits {
     pub(crate) max_disks: usize,
-    /// Names of the sockets in the runtime directory.
+    pub(crate) max_nics: usize,
+    /// Whether it can limit what goes through an interface.
+    pub(crate) limits_nics: bool,
+    /// Names of the sockets in their directory.
     pub(crate) sockets: &'static [&'static str],
+    /// Where the sockets are, when not in the runtime directory.
+    pub(crate) socket_dir: Option<PathBuf>,
+    /// Whether a machine of root's has to be jailed.
+    pub(crate) confines: bool,
     /// The kernel arguments that the engine puts in front.
     pub(crate) own_args: String,
 }
@@ -94,9 +157,15 @@ pub(crate) struct EngineLimits {
 pub(crate) fn check(spec: &MachineSpec, limits: &EngineLimits) -> Result<(), SpecFaults> {
     let mut faults = Vec::new();
     check_size(spec, &mut faults);
-    check_boot(&spec.boot, limits, &mut faults);
+    match &spec.restore {
+        None => check_boot(&spec.boot, limits, &mut faults),
+        Some(restore) => check_path("snapshot", &restore.dir, &mut faults),
+    }
     check_disks(&spec.disks, limits, &mut faults);
+    check_nics(&spec.nics, limits, &mut faults);
+    check_options(spec, &mut faults);
     check_places(spec, limits, &mut faults);
+    check_confinement(spec, limits, &mut faults);
     if faults.is_empty() {
         Ok(())
     } else {
@@ -161,18 +230,156 @@ fn check_disks(disks: &[Disk], limits: &EngineLimits, faults: &mut Vec<SpecFault
     }
     let mut seen = HashSet::new();
     for disk in disks {
-        let id_fits = (1..=MAX_DISK_ID_BYTES).contains(&disk.id.len())
-            && disk
-                .id
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !id_fits {
+        if !is_device_id(&disk.id) {
             faults.push(SpecFault::DiskId(disk.id.clone()));
         }
         if !seen.insert(&disk.id) {
             faults.push(SpecFault::DiskTwice(disk.id.clone()));
         }
         check_disk_file(disk, faults);
+    }
+}
+
+/// Firecracker's rule for the ids of devices, and what fits a serial number.
+fn is_device_id(id: &str) -> bool {
+    (1..=MAX_DISK_ID_BYTES).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn check_nics(nics: &[Nic], limits: &EngineLimits, faults: &mut Vec<SpecFault>) {
+    if nics.len() > limits.max_nics {
+        faults.push(SpecFault::Nics {
+            count: nics.len(),
+            max: limits.max_nics,
+        });
+    }
+    let (mut ids, mut taps) = (HashSet::new(), HashSet::new());
+    for nic in nics {
+        if !is_device_id(&nic.id) {
+            faults.push(SpecFault::NicId(nic.id.clone()));
+        }
+        if !ids.insert(&nic.id) {
+            faults.push(SpecFault::NicTwice(nic.id.clone()));
+        }
+        if !is_interface(&nic.tap) {
+            faults.push(SpecFault::Tap(nic.tap.clone()));
+        }
+        if !taps.insert(&nic.tap) {
+            faults.push(SpecFault::TapTwice(nic.tap.clone()));
+        }
+        if !limits.limits_nics && (nic.rx_limit.is_some() || nic.tx_limit.is_some()) {
+            faults.push(SpecFault::NicLimit(nic.id.clone()));
+        }
+    }
+}
+
+fn check_options(spec: &MachineSpec, faults: &mut Vec<SpecFault>) {
+    let options = &spec.options;
+    if options.smt && spec.vcpus > 1 && !spec.vcpus.is_multiple_of(2) {
+        faults.push(SpecFault::OddThreads(spec.vcpus));
+    }
+    let roots = spec.disks.iter().filter(|disk| disk.options.root);
+    let roots: Vec<String> = roots.map(|disk| disk.id.clone()).collect();
+    if roots.len() > 1 {
+        faults.push(SpecFault::Roots(roots));
+    }
+    if let Some(balloon) = options.balloon
+        && balloon.amount_mib >= spec.mem_mib
+    {
+        faults.push(SpecFault::Balloon {
+            balloon_mib: balloon.amount_mib,
+            mem_mib: spec.mem_mib,
+        });
+    }
+    if let Some(memory) = &options.memory_hotplug {
+        let (slot_mib, block_mib) = (
+            memory.slot_mib.unwrap_or(128),
+            memory.block_mib.unwrap_or(2),
+        );
+        let total_mib = memory.total_mib;
+        // Larger sizes overflow in Firecracker, which then takes another number for them.
+        let fits = block_mib >= 2
+            && block_mib.is_power_of_two()
+            && slot_mib >= 128
+            && slot_mib.is_multiple_of(block_mib)
+            && total_mib > 0
+            && total_mib.is_multiple_of(slot_mib);
+        if !fits {
+            faults.push(SpecFault::Hotplug {
+                total_mib,
+                slot_mib,
+                block_mib,
+            });
+        }
+    }
+    if let Some(metadata) = &options.metadata {
+        if metadata.nics.is_empty() {
+            faults.push(SpecFault::MetadataNics);
+        }
+        for id in &metadata.nics {
+            if !spec.nics.iter().any(|nic| nic.id == *id) {
+                faults.push(SpecFault::MetadataNic(id.clone()));
+            }
+        }
+    }
+}
+
+/// What the kernel takes for the name of an interface, without its pattern character.
+fn is_interface(name: &str) -> bool {
+    (1..NAME_BYTES).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'))
+}
+
+fn check_confinement(spec: &MachineSpec, limits: &EngineLimits, faults: &mut Vec<SpecFault>) {
+    if let Some(path) = &spec.netns {
+        check_path("network namespace", path, faults);
+        if let Err(error) = File::open(path) {
+            faults.push(SpecFault::Netns {
+                path: path.clone(),
+                reason: error.to_string(),
+            });
+        }
+    }
+    let root = rustix::process::geteuid().is_root();
+    match &spec.jail {
+        Some(_) if !root => faults.push(SpecFault::JailNeedsRoot),
+        Some(jail) => check_jail(jail, faults),
+        None if root && limits.confines && !spec.allow_insecure => faults.push(SpecFault::Unjailed),
+        None => {}
+    }
+}
+
+fn check_jail(jail: &JailSpec, faults: &mut Vec<SpecFault>) {
+    // The last number stands for "unchanged" in every call that takes one.
+    let unprivileged = |id: u32| id != 0 && id != u32::MAX;
+    if !unprivileged(jail.uid) || !unprivileged(jail.gid) {
+        faults.push(SpecFault::JailUser {
+            uid: jail.uid,
+            gid: jail.gid,
+        });
+    }
+    check_path("jail directory", &jail.base_dir, faults);
+    if let Some(reason) = base_fault(&jail.base_dir) {
+        let path = jail.base_dir.clone();
+        faults.push(SpecFault::JailBase { path, reason });
+    }
+    let parent = &jail.cgroup_parent;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
+    };
+    if !parent.split('/').all(plain) {
+        faults.push(SpecFault::CgroupParent(parent.clone()));
     }
 }
 
@@ -193,7 +400,8 @@ fn check_places(spec: &MachineSpec, limits: &EngineLimits, faults: &mut Vec<Spec
     }
     // The longest name decides; one fault is enough.
     let longest = limits.sockets.iter().max_by_key(|name| name.len());
-    if let Some(path) = longest.map(|name| spec.runtime_dir.join(name)) {
+    let socket_dir = limits.socket_dir.as_ref().unwrap_or(&spec.runtime_dir);
+    if let Some(path) = longest.map(|name| socket_dir.join(name)) {
         let bytes = path.as_os_str().as_bytes().len();
         if bytes > MAX_SOCKET_PATH_BYTES {
             faults.push(SpecFault::SocketPath { path, bytes });

@@ -66,7 +66,9 @@ impl Recipe {
         let (program, words) = words
             .split_first()
             .ok_or(BareError::NotUnderstood("it is empty"))?;
-        let template = Template::of(words).map_err(BareError::NotUnderstood)?;
+        let link = |fd: &str| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
+        let words = with_names(words, link);
+        let template = Template::of(&words).map_err(BareError::NotUnderstood)?;
         let mut recipe = Self {
             program: program.clone(),
             arguments: template.arguments,
@@ -144,6 +146,32 @@ impl Recipe {
             .stderr(Stdio::null());
         Ok(command)
     }
+}
+
+/// Kiln hands files over open; a script has names. `link` says what a descriptor stands for.
+fn with_names(words: &[String], link: impl Fn(&str) -> Option<PathBuf>) -> Vec<String> {
+    let mut named = Vec::new();
+    let mut sets = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if word == "-add-fd" {
+            let set = words.next().and_then(|value| {
+                let (fd, set) = value.strip_prefix("fd=")?.split_once(",set=")?;
+                Some((format!("\"/dev/fdset/{set}\""), link(fd)?))
+            });
+            sets.extend(set);
+            continue;
+        }
+        let opened = word.strip_prefix("/proc/self/fd/").and_then(&link);
+        named.push(opened.map_or_else(|| word.clone(), |path| path.display().to_string()));
+    }
+    for word in &mut named {
+        for (set, path) in &sets {
+            let path = Value::String(path.display().to_string()).to_string();
+            *word = word.replace(set.as_str(), &path);
+        }
+    }
+    named
 }
 
 /// Puts the next disk into a word that is open for one.
@@ -268,6 +296,29 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<(), StepError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_become_the_names_they_stand_for() {
+        let words = [
+            "-kernel",
+            "/proc/self/fd/6",
+            "-add-fd",
+            "fd=8,set=0",
+            "-blockdev",
+            r#"{"file":{"filename":"/dev/fdset/0"}}"#,
+        ]
+        .map(str::to_owned);
+        let link = |fd: &str| Some(PathBuf::from(format!("/files/{fd}")));
+        assert_eq!(
+            with_names(&words, link),
+            [
+                "-kernel",
+                "/files/6",
+                "-blockdev",
+                r#"{"file":{"filename":"/files/8"}}"#,
+            ]
+        );
+    }
 
     fn words(line: &[&str]) -> Vec<String> {
         line.iter().map(|word| (*word).to_owned()).collect()

@@ -159,6 +159,12 @@ fn limit(key: &str) -> Option<Limit> {
         "rss_mib" => AtMost(100.0),
         "pull_ratio" => AtMost(1.3),
         "disk_ms" => AtMost(2.0),
+        "spawn_extra_ms" => AtMost(3.0),
+        "jail_extra_ms" => AtMost(10.0),
+        "load_ratio" => AtMost(1.2),
+        "qemu_restore_ms" => AtMost(250.0),
+        "leaks" => AtMost(0.0),
+        "rss_growth_mib" => AtMost(1.0),
         _ => return None,
     })
 }

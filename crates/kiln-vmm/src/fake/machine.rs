@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::Value;
 
 use super::booted_mark;
 use super::script::{Outcome, Script, Step};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::jail::Confinement;
 use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
+use crate::metrics::Metrics;
+use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{Manifest, SnapshotTarget};
 
 #[derive(Debug)]
 pub(super) struct FakeMachine {
@@ -95,6 +100,10 @@ impl Machine for FakeMachine {
         self.instance.console().clone()
     }
 
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
+    }
+
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {
         self.agent.clone()
     }
@@ -143,6 +152,50 @@ impl Machine for FakeMachine {
                 call: call.to_owned(),
                 source,
             })
+    }
+
+    async fn set_metadata(&self, _content: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn patch_metadata(&self, _patch: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn metadata(&self) -> Result<Value, MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn update_disk(&self, _change: &DiskChange) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("change a disk"))
+    }
+
+    async fn update_nic(&self, _change: &NicChange) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("change an interface"))
+    }
+
+    async fn set_balloon(&self, _amount_mib: u32) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("take memory back"))
+    }
+
+    async fn balloon(&self) -> Result<BalloonState, MachineError> {
+        Err(MachineError::Unsupported("take memory back"))
+    }
+
+    async fn set_hotplug_memory(&self, _mib: u32) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn metrics(&self) -> Result<Metrics, MachineError> {
+        Ok(Metrics::default())
+    }
+
+    async fn snapshot(&self, _target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        Err(MachineError::Unsupported("make a snapshot"))
     }
 
     async fn wait(&self) -> Exit {

@@ -34,7 +34,7 @@ use crate::error::{AdoptError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
 use crate::machine::{
     Acceleration, AgentEndpoint, Capabilities, Engine, EngineKind, Machine, MachineRecord,
-    MachineSpec, MachineState,
+    MachineShape, MachineSpec, MachineState,
 };
 use crate::output::{Sink, drain_fifo, make_fifo, open_fifo};
 use crate::process::{TakeOverError, VmmCommand, VmmProcess};
@@ -49,6 +49,7 @@ const BOOTED: &str = "booted";
 pub(crate) const FILES: &[&str] = &[AGENT_SOCKET, CONSOLE_FIFO, BOOTED];
 /// As Firecracker's, so that a spec that fits here fits there.
 const MAX_DISKS: usize = 12;
+const MAX_NICS: usize = 2;
 
 /// A program that stands for the VMM.
 #[derive(Clone, Debug)]
@@ -101,6 +102,11 @@ impl FakeEngine {
                 pause: true,
                 ctrl_alt_del: true,
                 max_disks: MAX_DISKS,
+                max_nics: MAX_NICS,
+                nic_limits: true,
+                metadata: false,
+                memory_hotplug: false,
+                diff_snapshots: false,
             },
         }
     }
@@ -173,7 +179,11 @@ impl Engine for FakeEngine {
         let begin = Instant::now();
         let limits = EngineLimits {
             max_disks: MAX_DISKS,
+            max_nics: MAX_NICS,
+            limits_nics: true,
             sockets: &[AGENT_SOCKET],
+            socket_dir: None,
+            confines: false,
             own_args: String::new(),
         };
         check(spec, &limits).map_err(SpawnError::Invalid)?;
@@ -206,6 +216,9 @@ impl Engine for FakeEngine {
             process: process.identity().clone(),
             runtime_dir: spec.runtime_dir.clone(),
             console_log: spec.console_log.clone(),
+            jail: None,
+            allow_insecure: true,
+            shape: MachineShape::of(spec),
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, reader);

@@ -17,6 +17,12 @@ fn spec(dir: &Path) -> MachineSpec {
         },
         disks: vec![],
         agent: false,
+        restore: None,
+        nics: vec![],
+        netns: None,
+        jail: None,
+        allow_insecure: true,
+        options: crate::MachineOptions::default(),
         console_log: dir.join("console"),
     }
 }

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,9 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+
+use super::config::{Request, Verb};
+use super::version::{Feature, Version};
 
 /// What is longer is refused by Firecracker, which then takes the rest for further requests.
 pub const MAX_REQUEST_BYTES: usize = 51_200;
@@ -46,6 +49,14 @@ pub enum ApiError {
     /// The request is longer than Firecracker takes; nothing was sent.
     #[error("a request of {0} bytes; Firecracker takes {MAX_REQUEST_BYTES}")]
     TooLong(usize),
+    /// This version of Firecracker does not know it; nothing was sent.
+    #[error("Firecracker {version} does not know {feature:?}")]
+    NotInVersion {
+        /// What was asked for.
+        feature: Feature,
+        /// The version.
+        version: Version,
+    },
     /// The answer is not what the documentation says.
     #[error("an answer that cannot be understood")]
     Answer(#[source] serde_json::Error),
@@ -59,6 +70,17 @@ pub enum ApiError {
 pub struct Client {
     /// `None` after a call without a whole answer.
     connection: Mutex<Option<Connection>>,
+    /// What requests are held against.
+    version: Option<Version>,
+}
+
+/// An answer as it came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// The body: null when there is none, a string when it is no JSON.
+    pub body: Value,
 }
 
 #[derive(Debug)]
@@ -97,6 +119,109 @@ impl Client {
                 sender,
                 driver: driver.abort_handle(),
             })),
+            version: None,
+        })
+    }
+
+    /// Holds typed requests against `version` before they are sent.
+    #[must_use]
+    pub fn for_version(mut self, version: Version) -> Self {
+        self.version = Some(version);
+        self
+    }
+
+    /// The version that requests are held against.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        self.version
+    }
+
+    /// Sends a typed request, within its own deadline.
+    ///
+    /// # Errors
+    /// As [`ApiError`] says; [`ApiError::NotInVersion`] before anything is sent.
+    pub async fn send<R: Request>(&self, request: &R) -> Result<(), ApiError> {
+        self.send_within(request, request.deadline()).await
+    }
+
+    /// Sends a typed request with another deadline.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn send_within<R: Request>(
+        &self,
+        request: &R,
+        deadline: Duration,
+    ) -> Result<(), ApiError> {
+        if let Some(version) = self.version
+            && let Some(feature) = request.needs().into_iter().find(|one| !one.is_in(version))
+        {
+            return Err(ApiError::NotInVersion { feature, version });
+        }
+        let path = request.path();
+        let method = match request.verb() {
+            Verb::Put => Method::PUT,
+            Verb::Patch => Method::PATCH,
+            // Has no body.
+            Verb::Delete => {
+                let answer = self.request(Method::DELETE, &path, None, deadline);
+                return answer.await.map(drop);
+            }
+        };
+        self.send_body(method, &path, request, deadline).await
+    }
+
+    /// `GET` of what has no type here yet; an answer of Firecracker's is one whatever its status.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn get_raw(&self, path: &str, deadline: Duration) -> Result<RawAnswer, ApiError> {
+        self.raw(Method::GET, path, None, deadline).await
+    }
+
+    /// `PUT` of what has no type here yet; as [`Client::get_raw`].
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn put_raw(
+        &self,
+        path: &str,
+        body: &Value,
+        deadline: Duration,
+    ) -> Result<RawAnswer, ApiError> {
+        self.raw(Method::PUT, path, Some(body), deadline).await
+    }
+
+    /// `PATCH` of what has no type here yet; as [`Client::get_raw`].
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn patch_raw(
+        &self,
+        path: &str,
+        body: &Value,
+        deadline: Duration,
+    ) -> Result<RawAnswer, ApiError> {
+        self.raw(Method::PATCH, path, Some(body), deadline).await
+    }
+
+    async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        deadline: Duration,
+    ) -> Result<RawAnswer, ApiError> {
+        let body = body.map(to_body).transpose()?;
+        let (status, body) = self.exchange(method, path, body, deadline).await?;
+        let body = match serde_json::from_slice(&body) {
+            Ok(value) => value,
+            Err(_) if body.is_empty() => Value::Null,
+            Err(_) => Value::String(String::from_utf8_lossy(&body).into_owned()),
+        };
+        Ok(RawAnswer {
+            status: status.as_u16(),
+            body,
         })
     }
 
@@ -113,43 +238,14 @@ impl Client {
         serde_json::from_slice(&body).map_err(ApiError::Answer)
     }
 
-    /// Sets a resource.
-    ///
-    /// # Errors
-    /// As [`ApiError`] says.
-    pub async fn put<T: Serialize + Sync>(
-        &self,
-        path: &str,
-        body: &T,
-        deadline: Duration,
-    ) -> Result<(), ApiError> {
-        self.send(Method::PUT, path, body, deadline).await
-    }
-
-    /// Changes a resource.
-    ///
-    /// # Errors
-    /// As [`ApiError`] says.
-    pub async fn patch<T: Serialize + Sync>(
-        &self,
-        path: &str,
-        body: &T,
-        deadline: Duration,
-    ) -> Result<(), ApiError> {
-        self.send(Method::PATCH, path, body, deadline).await
-    }
-
-    async fn send<T: Serialize + Sync>(
+    async fn send_body<T: Serialize + Sync>(
         &self,
         method: Method,
         path: &str,
         body: &T,
         deadline: Duration,
     ) -> Result<(), ApiError> {
-        let body = serde_json::to_vec(body).map_err(ApiError::Answer)?;
-        if body.len() > MAX_REQUEST_BYTES {
-            return Err(ApiError::TooLong(body.len()));
-        }
+        let body = to_body(body)?;
         self.request(method, path, Some(body), deadline)
             .await
             .map(drop)
@@ -162,22 +258,33 @@ impl Client {
         body: Option<Vec<u8>>,
         deadline: Duration,
     ) -> Result<Bytes, ApiError> {
+        let (status, body) = self.exchange(method, path, body, deadline).await?;
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(ApiError::Refused {
+                status: status.as_u16(),
+                message: refusal(&body),
+            })
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        deadline: Duration,
+    ) -> Result<(StatusCode, Bytes), ApiError> {
         let request = build(method, path, body)?;
         let exchange = async {
             let mut slot = self.connection.lock().await;
             // Taken out, and put back only behind a whole answer: whatever ends this early, an
             // error, the deadline, a caller who leaves, ends the connection too.
             let mut connection = slot.take().ok_or_else(given_up)?;
-            let (status, body) = exchange(&mut connection.sender, request).await?;
+            let answer = exchange(&mut connection.sender, request).await?;
             *slot = Some(connection);
-            if status.is_success() {
-                Ok(body)
-            } else {
-                Err(ApiError::Refused {
-                    status: status.as_u16(),
-                    message: refusal(&body),
-                })
-            }
+            Ok(answer)
         };
         timeout(deadline, exchange)
             .await
@@ -185,12 +292,20 @@ impl Client {
     }
 }
 
+fn to_body<T: Serialize>(body: &T) -> Result<Vec<u8>, ApiError> {
+    let body = serde_json::to_vec(body).map_err(ApiError::Answer)?;
+    if body.len() > MAX_REQUEST_BYTES {
+        return Err(ApiError::TooLong(body.len()));
+    }
+    Ok(body)
+}
+
 fn build(
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
-) -> Result<Request<Full<Bytes>>, ApiError> {
-    let mut request = Request::builder()
+) -> Result<HttpRequest<Full<Bytes>>, ApiError> {
+    let mut request = HttpRequest::builder()
         .method(method)
         .uri(path)
         .header(HOST, "localhost")
@@ -208,7 +323,7 @@ fn build(
 
 async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
-    request: Request<Full<Bytes>>,
+    request: HttpRequest<Full<Bytes>>,
 ) -> Result<(StatusCode, Bytes), ApiError> {
     let response: Response<Incoming> = async {
         sender.ready().await?;

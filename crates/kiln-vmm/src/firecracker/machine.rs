@@ -1,43 +1,88 @@
 //! One Firecracker and what can be asked of it.
 
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
+use super::VSOCK_SOCKET;
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, BootSource, Drive, Entropy, InstanceInfo, InstanceState, MachineConfig, VmState, Vsock,
+    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, FirecrackerVersion, InstanceInfo,
+    InstanceState, MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request,
+    SnapshotCreate, SnapshotType, VmState, Vsock,
 };
+use super::metrics::Counted;
+use super::place::Place;
 use super::ready::SocketWatch;
-use super::{AGENT_SOCKET, API_SOCKET, CHANGE, CONFIGURE, KERNEL_ARGS, VSOCK_SOCKET};
+use super::requests::{
+    balloon, boot_source, drive, drive_change, entropy, interface_change, machine_config,
+    memory_hotplug, mmds_config, network_interface,
+};
+use super::snapshot::{Load, Written};
+use super::version::{Version, diff_corrupts};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
-use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::instance::{CallError, Instance};
+use crate::jail::{Access, Confinement, Filtered, Promise, give_to};
 use crate::machine::{
-    AgentEndpoint, BootTimings, Disk, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
 };
-use crate::validate::command_line;
+use crate::metrics::Metrics;
+use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{
+    DiskFacts, FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
+    SnapshotTarget, clone_file,
+};
 
 /// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
 const GUEST_CID: u32 = 3;
 
+fn promise(filtered: Filtered) -> Promise {
+    Promise {
+        own_root: true,
+        filtered,
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct FirecrackerMachine {
     instance: Instance,
-    files: RuntimeFiles,
+    place: Place,
     agent: bool,
     control: Mutex<Control>,
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
     spawned_in: Duration,
+    known: Known,
+    /// The last snapshot, which a difference can be to. `None` as soon as that is doubtful.
+    last_snapshot: Mutex<Option<PathBuf>>,
+}
+
+/// What was found out about a Firecracker.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) counted: Counted,
+    pub(super) version: Version,
+    pub(super) host: HostFacts,
+}
+
+/// How a machine begins.
+#[derive(Debug)]
+pub(super) enum Start {
+    Boot,
+    Load(Box<Load>),
 }
 
 #[derive(Debug)]
 enum Control {
     /// Firecracker has not been spoken to yet.
-    Fresh(Box<(MachineSpec, SocketWatch)>),
+    Fresh(Box<(MachineSpec, SocketWatch, Start)>),
     /// A boot was begun.
     Taken,
     Ready(Arc<Client>),
@@ -46,38 +91,55 @@ enum Control {
 impl FirecrackerMachine {
     pub(super) fn spawned(
         instance: Instance,
-        files: RuntimeFiles,
+        place: Place,
         spec: MachineSpec,
-        ready: SocketWatch,
+        (ready, start): (SocketWatch, Start),
         spawned_in: Duration,
+        known: Known,
     ) -> Self {
         Self {
             instance,
-            files,
+            place,
             agent: spec.agent,
-            control: Mutex::new(Control::Fresh(Box::new((spec, ready)))),
+            control: Mutex::new(Control::Fresh(Box::new((spec, ready, start)))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
+            known,
+            last_snapshot: Mutex::default(),
         }
     }
 
     /// Connects to a Firecracker that runs already and asks for its state.
-    pub(super) async fn adopted(instance: Instance, files: RuntimeFiles) -> std::io::Result<Self> {
-        let client = Client::connect(&files.path(API_SOCKET)).await?;
+    pub(super) async fn adopted(
+        instance: Instance,
+        place: Place,
+        counted: Counted,
+        host: HostFacts,
+    ) -> std::io::Result<Self> {
+        let client = Client::connect(&place.api_socket()).await?;
         let info: InstanceInfo = client.get("/", CONFIGURE).await.map_err(io_error)?;
+        // The one that runs, which may be older than the one that is installed by now.
+        let version: Version = info.vmm_version.parse().map_err(std::io::Error::other)?;
+        let client = client.for_version(version);
         instance.set_state(match info.state {
             InstanceState::NotStarted => MachineState::Spawned,
             InstanceState::Running => MachineState::Running,
             InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
         });
-        let agent = files.path(VSOCK_SOCKET).exists();
+        let agent = place.vsock_socket().exists();
         Ok(Self {
             instance,
-            files,
+            place,
             agent,
             control: Mutex::new(Control::Ready(Arc::new(client))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in: Duration::ZERO,
+            known: Known {
+                counted,
+                version,
+                host,
+            },
+            last_snapshot: Mutex::default(),
         })
     }
 
@@ -86,7 +148,7 @@ impl FirecrackerMachine {
     }
 
     /// What the one boot that there is needs.
-    fn take_fresh(&self) -> Option<Box<(MachineSpec, SocketWatch)>> {
+    fn take_fresh(&self) -> Option<Box<(MachineSpec, SocketWatch, Start)>> {
         let mut control = self.control();
         match std::mem::replace(&mut *control, Control::Taken) {
             Control::Fresh(fresh) => Some(fresh),
@@ -118,36 +180,258 @@ impl FirecrackerMachine {
         let _one_at_a_time = self.lifecycle.lock().await;
         self.instance.require(from, call)?;
         let client = self.client(call)?;
-        let patch = async {
-            client
-                .patch("/vm", &wanted, CHANGE)
-                .await
-                .map_err(call_error)
-        };
-        self.instance.call(call, during, patch).await?;
+        let change = send(&client, &wanted);
+        self.instance.call(call, during, change).await?;
         self.instance.set_state(to);
         Ok(())
     }
 
-    /// Everything before the start, in an order that makes `/dev/vda` the first disk.
+    /// The rest before the start, in an order that makes `/dev/vda` the first disk.
     async fn configure(&self, client: &Client, spec: &MachineSpec) -> Result<(), CallError> {
-        let machine = MachineConfig {
-            vcpu_count: spec.vcpus,
-            mem_size_mib: spec.mem_mib,
-        };
-        put(client, "/machine-config", &machine).await?;
-        put(client, "/boot-source", &boot_source(spec)).await?;
+        send(client, &boot_source(spec)).await?;
         for disk in &spec.disks {
-            put(client, &format!("/drives/{}", disk.id), &drive(disk)).await?;
+            send(client, &drive(disk)).await?;
+        }
+        for nic in &spec.nics {
+            send(client, &network_interface(nic)).await?;
         }
         if spec.agent {
             let vsock = Vsock {
                 guest_cid: GUEST_CID,
-                uds_path: self.files.path(VSOCK_SOCKET),
+                uds_path: self.place.inside(VSOCK_SOCKET),
             };
-            put(client, "/vsock", &vsock).await?;
+            send(client, &vsock).await?;
         }
-        put(client, "/entropy", &Entropy {}).await
+        if let Some(balloon) = balloon(spec) {
+            send(client, &balloon).await?;
+        }
+        if let Some(memory) = memory_hotplug(spec) {
+            send(client, &memory).await?;
+        }
+        if let Some(options) = &spec.options.metadata {
+            send(client, &mmds_config(options)).await?;
+            if let Some(content) = &options.content {
+                send(client, &Metadata(content.clone())).await?;
+            }
+        }
+        send(client, &entropy(spec)).await
+    }
+
+    async fn boot_guest(
+        &self,
+        client: &Client,
+        spec: &MachineSpec,
+    ) -> Result<MachineState, MachineError> {
+        let config = machine_config(spec);
+        let size = send(client, &config);
+        self.instance
+            .call("configure", "configuring", boxed(size))
+            .await?;
+        // It has answered, so the thread that answers is filtered, or none ever will be: nothing
+        // is shown to a Firecracker that is not confined, and no guest runs in it.
+        self.instance.verify(promise(Filtered::One)).await?;
+        let rest = self.configure(client, spec);
+        self.instance
+            .call("configure", "configuring", boxed(rest))
+            .await?;
+        let start = send(client, &Action::InstanceStart);
+        self.instance.call("boot", "booting", boxed(start)).await?;
+        Ok(MachineState::Running)
+    }
+
+    /// Nothing may be configured before a load, or it is refused.
+    async fn load_guest(
+        &self,
+        client: &Client,
+        spec: &MachineSpec,
+        load: &Load,
+    ) -> Result<MachineState, MachineError> {
+        let asked = async {
+            let version = client.get::<FirecrackerVersion>("/version", CONFIGURE);
+            version.await.map_err(call_error)
+        };
+        self.instance.call("answer", "starting", asked).await?;
+        self.instance.verify(promise(Filtered::One)).await?;
+        let loaded = send(client, &load.request);
+        self.instance
+            .call("load the snapshot", "loading a snapshot", boxed(loaded))
+            .await?;
+        // The service's configuration is in the snapshot, what it tells is not.
+        let content = spec.options.metadata.as_ref();
+        if let Some(content) = content.and_then(|options| options.content.as_ref()) {
+            let content = Metadata(content.clone());
+            let told = send(client, &content);
+            self.instance
+                .call("set metadata", "setting metadata", boxed(told))
+                .await?;
+        }
+        Ok(if load.paused {
+            MachineState::Paused
+        } else {
+            MachineState::Running
+        })
+    }
+
+    fn last_snapshot(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.last_snapshot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a difference would be written into: a copy of the last snapshot's memory.
+    fn base(&self, kind: SnapshotKind) -> Result<Option<PathBuf>, SnapshotError> {
+        let record = self.instance.record();
+        match kind {
+            SnapshotKind::Full => Ok(None),
+            SnapshotKind::Template => Err(SnapshotError::Unsupported(
+                "Firecracker's memory is no file that could be taken over: make a full snapshot",
+            )),
+            SnapshotKind::Diff if !record.shape.tracks_dirty_pages => {
+                Err(SnapshotError::Unsupported(
+                    "the machine was not made to track its changes: make a full snapshot",
+                ))
+            }
+            SnapshotKind::Diff if diff_corrupts(self.known.version, record.shape.mem_mib) => {
+                Err(SnapshotError::Unsupported(
+                    "this version of Firecracker corrupts diff snapshots of so much memory",
+                ))
+            }
+            SnapshotKind::Diff => match &*self.last_snapshot() {
+                Some(dir) => Ok(Some(dir.join(MEMORY))),
+                None => Err(SnapshotError::NoBase),
+            },
+        }
+    }
+
+    /// Has the files of a snapshot written and takes them over.
+    async fn write_snapshot(
+        &self,
+        client: &Client,
+        target: &SnapshotTarget,
+    ) -> Result<Partial, MachineError> {
+        let base = self.base(target.kind)?;
+        // Whatever happens from here on, Firecracker may have forgotten what has changed.
+        *self.last_snapshot() = None;
+        let dir = target.dir.clone();
+        let partial = blocking(move || Partial::begin(&dir)).await?;
+        let jail = self.instance.record().jail.clone();
+        let written = Written::new(&self.place, jail.is_some(), &partial);
+        if let Some(base) = &base {
+            let (base, memory) = (base.clone(), written.memory.clone());
+            blocking(move || clone_file(&base, &memory)).await?;
+            if let Some(jail) = &jail {
+                give_to(&written.memory, jail.uid, jail.gid)?;
+            }
+        }
+        let request = SnapshotCreate {
+            mem_file_path: written.inside_memory.clone(),
+            snapshot_path: written.inside_state.clone(),
+            snapshot_type: Some(match target.kind {
+                SnapshotKind::Diff => SnapshotType::Diff,
+                SnapshotKind::Full | SnapshotKind::Template => SnapshotType::Full,
+            }),
+            mem_mib: self.instance.record().shape.mem_mib,
+        };
+        let create = send(client, &request);
+        let created = self
+            .instance
+            .call("make a snapshot", "making a snapshot", boxed(create))
+            .await;
+        if let Err(error) = created {
+            written.remove();
+            return Err(error);
+        }
+        if jail.is_none() {
+            return Ok(partial);
+        }
+        let taken = blocking(move || {
+            partial.take(&written.memory, MEMORY)?;
+            partial.take(&written.state, STATE)?;
+            Ok(partial)
+        });
+        taken.await
+    }
+
+    /// Where Firecracker has its disks now: they may have changed since it was started.
+    async fn disks_now(&self, client: &Client) -> Result<Vec<DiskFacts>, MachineError> {
+        let read = async {
+            let config = client.get::<Value>("/vm/config", CONFIGURE);
+            config.await.map_err(call_error)
+        };
+        let config = self
+            .instance
+            .call("tell its disks", "answering", read)
+            .await?;
+        let mut disks = self.instance.record().shape.disks.clone();
+        for disk in &mut disks {
+            let drives = config["drives"].as_array().into_iter().flatten();
+            let path = drives
+                .filter(|drive| drive["drive_id"] == *disk.id)
+                .find_map(|drive| drive["path_on_host"].as_str());
+            if let Some(path) = path {
+                disk.path = path.into();
+            }
+        }
+        Ok(disks)
+    }
+
+    /// Sends what may be asked of a machine whose guest runs or is paused.
+    async fn request<R: Request>(
+        &self,
+        call: &'static str,
+        during: &'static str,
+        request: &R,
+    ) -> Result<(), MachineError> {
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let client = self.client_of_guest(call)?;
+        let sent = send(&client, request);
+        self.instance.call(call, during, sent).await
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+    ) -> Result<T, MachineError> {
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let client = self.client_of_guest(call)?;
+        let read = async { client.get(path, CONFIGURE).await.map_err(call_error) };
+        self.instance.call(call, "answering", read).await
+    }
+
+    fn client_of_guest(&self, call: &'static str) -> Result<Arc<Client>, MachineError> {
+        match self.instance.state() {
+            MachineState::Running | MachineState::Paused => self.client(call),
+            state => Err(MachineError::State { call, state }),
+        }
+    }
+
+    /// Brings the new file of a disk into the jail, if there is one, with the rights of the old.
+    async fn disk_file(&self, change: &DiskChange) -> Result<DiskChange, MachineError> {
+        let mut change = change.clone();
+        let (Some(jail), Some(path)) = (&self.instance.record().jail, &change.path) else {
+            return Ok(change);
+        };
+        let config: Value = self.read("change a disk", "/vm/config").await?;
+        let drives = config["drives"].as_array();
+        let known = drives
+            .and_then(|drives| drives.iter().find(|one| one["drive_id"] == *change.id))
+            .ok_or_else(|| MachineError::NoDevice(change.id.clone()))?;
+        let access = if known["is_read_only"] == true {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        let (jail, path) = (jail.clone(), path.clone());
+        let stem = format!("disk-{}", change.id);
+        let brought =
+            tokio::task::spawn_blocking(move || jail.bring_in_later(&path, &stem, access)).await;
+        let brought = brought.map_err(|error| MachineError::Control {
+            call: "change a disk".to_owned(),
+            source: error.into(),
+        })?;
+        change.path = Some(brought?);
+        Ok(change)
     }
 }
 
@@ -165,9 +449,13 @@ impl Machine for FirecrackerMachine {
         self.instance.console().clone()
     }
 
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
+    }
+
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {
         self.agent
-            .then(|| AgentEndpoint::Listen(self.files.path(AGENT_SOCKET)))
+            .then(|| AgentEndpoint::Listen(self.place.agent_socket()))
     }
 
     async fn boot(&self) -> Result<BootTimings, MachineError> {
@@ -183,22 +471,22 @@ impl Machine for FirecrackerMachine {
                 state,
             });
         };
-        let (spec, ready) = *fresh;
+        let (spec, ready, start) = *fresh;
         let begin = Instant::now();
         let client = self
             .instance
             .call("answer", "starting", connect(&ready))
-            .await?;
+            .await?
+            .for_version(self.known.version);
         let control = begin.elapsed();
 
-        self.instance
-            .call("configure", "configuring", self.configure(&client, &spec))
-            .await?;
-        self.instance
-            .call("boot", "booting", act(&client, Action::InstanceStart))
-            .await?;
+        let state = match &start {
+            Start::Boot => self.boot_guest(&client, &spec).await?,
+            Start::Load(load) => self.load_guest(&client, &spec, load).await?,
+        };
+        self.instance.verify(promise(Filtered::All)).await?;
         *self.control() = Control::Ready(Arc::new(client));
-        self.instance.set_state(MachineState::Running);
+        self.instance.set_state(state);
         Ok(BootTimings {
             spawn: self.spawned_in,
             control,
@@ -226,10 +514,120 @@ impl Machine for FirecrackerMachine {
         let call = "press Ctrl-Alt-Del";
         self.instance.require(MachineState::Running, call)?;
         let client = self.client(call)?;
-        let press = act(&client, Action::SendCtrlAltDel);
+        let press = send(&client, &Action::SendCtrlAltDel);
         self.instance
             .call(call, "pressing Ctrl-Alt-Del", press)
             .await
+    }
+
+    async fn set_metadata(&self, content: &Value) -> Result<(), MachineError> {
+        let content = Metadata(content.clone());
+        self.request("set metadata", "setting metadata", &content)
+            .await
+    }
+
+    async fn patch_metadata(&self, patch: &Value) -> Result<(), MachineError> {
+        let patch = MetadataPatch(patch.clone());
+        self.request("change metadata", "changing metadata", &patch)
+            .await
+    }
+
+    async fn metadata(&self) -> Result<Value, MachineError> {
+        self.read("read metadata", "/mmds").await
+    }
+
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError> {
+        let change = self.disk_file(change).await?;
+        self.request("change a disk", "changing a disk", &drive_change(&change))
+            .await
+    }
+
+    async fn update_nic(&self, change: &NicChange) -> Result<(), MachineError> {
+        let change = interface_change(change);
+        self.request("change an interface", "changing an interface", &change)
+            .await
+    }
+
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError> {
+        let change = BalloonChange { amount_mib };
+        self.request("take memory back", "taking memory back", &change)
+            .await
+    }
+
+    async fn balloon(&self) -> Result<BalloonState, MachineError> {
+        let call = "read the balloon";
+        let config: Balloon = self.read(call, "/balloon").await?;
+        if config.stats_polling_interval_s.unwrap_or(0) == 0 {
+            return Ok(BalloonState {
+                target_mib: config.amount_mib.into(),
+                ..BalloonState::default()
+            });
+        }
+        let stats: BalloonStats = self.read(call, "/balloon/statistics").await?;
+        Ok(BalloonState {
+            target_mib: stats.target_mib,
+            actual_mib: stats.actual_mib,
+            free_bytes: stats.free_memory,
+            available_bytes: stats.available_memory,
+            total_bytes: stats.total_memory,
+        })
+    }
+
+    async fn set_hotplug_memory(&self, mib: u32) -> Result<(), MachineError> {
+        let change = MemoryHotplugChange {
+            requested_size_mib: mib,
+        };
+        self.request("add memory", "adding memory", &change).await
+    }
+
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError> {
+        let status: MemoryHotplugStatus = self.read("read the memory", "/hotplug/memory").await?;
+        Ok(HotplugState {
+            total_mib: status.total_size_mib,
+            requested_mib: status.requested_size_mib,
+            plugged_mib: status.plugged_size_mib,
+        })
+    }
+
+    async fn metrics(&self) -> Result<Metrics, MachineError> {
+        let call = "write its metrics";
+        let before = self.known.counted.lines();
+        self.request(call, "writing its metrics", &Action::FlushMetrics)
+            .await?;
+        let counted = async {
+            // Answered when it is written; it only has to come through the FIFO.
+            timeout(CONFIGURE, self.known.counted.beyond(before))
+                .await
+                .map_err(|_| CallError::Refused {
+                    status: None,
+                    message: "no metrics came".to_owned(),
+                })
+        };
+        self.instance
+            .call(call, "writing its metrics", counted)
+            .await?;
+        Ok(self.known.counted.metrics())
+    }
+
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        let call = "make a snapshot";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        let client = self.client(call)?;
+        let disks = self.disks_now(&client).await?;
+        let partial = self.write_snapshot(&client, target).await?;
+        let (record, host) = (self.instance.record().clone(), self.known.host.clone());
+        let kind = target.kind;
+        let manifest = blocking(move || {
+            let memory = FileFacts::sized(&partial.memory())?;
+            let state = FileFacts::digested(&partial.state())?;
+            let manifest = Manifest::of(&record, kind, disks, host, (memory, state));
+            partial.publish(&manifest)?;
+            Ok(manifest)
+        })
+        .await?;
+        *self.last_snapshot() = Some(target.dir.clone());
+        Ok(manifest)
     }
 
     async fn wait(&self) -> Exit {
@@ -241,25 +639,33 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn close(&self, grace: Duration) -> Result<Exit, MachineError> {
-        self.instance.close(grace, &self.files).await
+        // The first process of a PID namespace gets no signal that it does not handle, but SIGKILL;
+        // Firecracker handles none, so nothing is lost.
+        let grace = match self.instance.record().jail {
+            Some(_) => Duration::ZERO,
+            None => grace,
+        };
+        self.instance.close(grace, self.place.files()).await
     }
 }
 
-fn boot_source(spec: &MachineSpec) -> BootSource {
-    BootSource {
-        kernel_image_path: spec.boot.kernel.clone(),
-        initrd_path: spec.boot.initramfs.clone(),
-        boot_args: Some(command_line(KERNEL_ARGS, &spec.boot.args)),
-    }
+/// Large futures go to the heap: there are many machines.
+fn boxed<'a, T>(
+    work: impl Future<Output = Result<T, CallError>> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Result<T, CallError>> + Send + 'a>> {
+    Box::pin(work)
 }
 
-fn drive(disk: &Disk) -> Drive {
-    Drive {
-        drive_id: disk.id.clone(),
-        path_on_host: disk.path.clone(),
-        // The agent mounts the root: the kernel is told of none.
-        is_root_device: false,
-        is_read_only: disk.read_only,
+/// Does what blocks elsewhere.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
+        Err(error) => Err(MachineError::Control {
+            call: "make a snapshot".to_owned(),
+            source: error.into(),
+        }),
     }
 }
 
@@ -271,19 +677,8 @@ async fn connect(ready: &SocketWatch) -> Result<Client, CallError> {
     Client::over(stream).await.map_err(CallError::Broken)
 }
 
-async fn put<T: serde::Serialize + Sync>(
-    client: &Client,
-    path: &str,
-    body: &T,
-) -> Result<(), CallError> {
-    client.put(path, body, CONFIGURE).await.map_err(call_error)
-}
-
-async fn act(client: &Client, action: Action) -> Result<(), CallError> {
-    client
-        .put("/actions", &action, CHANGE)
-        .await
-        .map_err(call_error)
+async fn send<R: Request>(client: &Client, request: &R) -> Result<(), CallError> {
+    client.send(request).await.map_err(call_error)
 }
 
 fn call_error(error: ApiError) -> CallError {
@@ -295,10 +690,12 @@ fn call_error(error: ApiError) -> CallError {
         ApiError::Deadline(deadline) => CallError::Deadline(deadline),
         ApiError::Broken(source) => CallError::Broken(source),
         // Refused on this side, before it was sent.
-        error @ (ApiError::TooLong(_) | ApiError::Answer(_)) => CallError::Refused {
-            status: None,
-            message: error.to_string(),
-        },
+        error @ (ApiError::TooLong(_) | ApiError::NotInVersion { .. } | ApiError::Answer(_)) => {
+            CallError::Refused {
+                status: None,
+                message: error.to_string(),
+            }
+        }
     }
 }
 

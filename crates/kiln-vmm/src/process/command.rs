@@ -4,7 +4,7 @@
     reason = "the child prepares itself between fork and exec"
 )]
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -12,10 +12,16 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::fs::{CWD, Gid, Mode, OFlags, RawDir, Uid, openat};
+use rustix::io::{FdFlags, fcntl_setfd, write};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setsid, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open,
+    pidfd_send_signal, setrlimit, setsid, waitid,
+};
+use rustix::thread::{
+    LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
 use super::identify;
@@ -32,6 +38,33 @@ pub struct VmmCommand {
     stdout: OwnedFd,
     stderr: OwnedFd,
     inherited: Vec<OwnedFd>,
+    environment: Vec<(&'static str, String)>,
+    surroundings: Surroundings,
+}
+
+/// What the process is put into before its program is executed.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// Network namespace.
+    pub(crate) netns: Option<OwnedFd>,
+    /// Whether it becomes the first process of a PID namespace of its own.
+    pub(crate) pid_namespace: bool,
+    /// Control groups to join: their `cgroup.procs`, open for writing.
+    pub(crate) cgroups: Vec<OwnedFd>,
+    /// Files mounted upon others, in a mount namespace of its own.
+    pub(crate) binds: Vec<(CString, CString)>,
+    /// Whether executing never gives privileges.
+    pub(crate) no_new_privs: bool,
+    /// The user it becomes.
+    pub(crate) user: Option<User>,
+}
+
+/// A user with a group and further groups.
+#[derive(Clone, Debug)]
+pub(crate) struct User {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
 }
 
 impl VmmCommand {
@@ -44,7 +77,21 @@ impl VmmCommand {
             stdout,
             stderr,
             inherited: Vec::new(),
+            environment: Vec::new(),
+            surroundings: Surroundings::default(),
         }
+    }
+
+    /// Gives the child a variable; it has no others.
+    pub(crate) fn env(&mut self, name: &'static str, value: String) -> &mut Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    /// Puts the process into `surroundings`.
+    pub(crate) fn surround(&mut self, surroundings: Surroundings) -> &mut Self {
+        self.surroundings = surroundings;
+        self
     }
 
     /// Adds arguments.
@@ -64,28 +111,105 @@ impl VmmCommand {
         number
     }
 
+    /// Lets the child have all of `fds`.
+    pub(crate) fn inherit_all(&mut self, fds: Vec<OwnedFd>) -> Vec<RawFd> {
+        fds.into_iter().map(|fd| self.inherit(fd)).collect()
+    }
+
     /// Forks and executes. Blocks until the program runs.
     pub(crate) fn start(self) -> std::io::Result<Newborn> {
+        if self.surroundings.netns.is_none() && !self.surroundings.pid_namespace {
+            return self.fork();
+        }
+        // Both are inherited from the thread that forks, which is never the same afterwards.
+        std::thread::Builder::new()
+            .name("kiln-spawn".to_owned())
+            .spawn(move || {
+                self.surroundings.enter_as_thread()?;
+                self.fork()
+            })?
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the thread that forks panicked")))
+    }
+
+    fn fork(self) -> std::io::Result<Newborn> {
         let inherited: Vec<RawFd> = self.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
             .env_clear()
+            .envs(self.environment)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(self.stdout)
             .stderr(self.stderr);
+        let surroundings = self.surroundings;
         // SAFETY: the closure runs in the forked child of a program that may have threads, so it
         // may only do what is async-signal-safe: it makes system calls on memory that exists
-        // already (the vector was filled before the fork) and neither allocates nor locks.
+        // already (everything was gathered before the fork) and neither allocates nor locks.
         unsafe {
             command.pre_exec(move || {
+                surroundings.join_cgroups()?;
                 setsid()?;
-                keep_only(&inherited)
+                keep_only(&inherited)?;
+                surroundings.enter_as_child()
             });
         }
         let child = command.spawn()?;
         Newborn::of(child.id())
+    }
+}
+
+impl Surroundings {
+    /// What a child inherits from the thread that forks it.
+    fn enter_as_thread(&self) -> std::io::Result<()> {
+        if let Some(netns) = &self.netns {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        }
+        if self.pid_namespace {
+            // SAFETY: a new PID namespace is for children only; nothing of this process changes.
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+        }
+        Ok(())
+    }
+
+    /// First of all, so that everything that follows is accounted for.
+    fn join_cgroups(&self) -> std::io::Result<()> {
+        for door in &self.cgroups {
+            // `0` is whoever writes it, in any PID namespace.
+            write(door, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Privileges are given up last: the steps before need them.
+    fn enter_as_child(&self) -> std::io::Result<()> {
+        // A dump would be a copy of the guest's memory.
+        let none = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        setrlimit(Resource::Core, none)?;
+        if !self.binds.is_empty() {
+            // SAFETY: this process is about to execute another program; it shares no file system
+            // state with anyone.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change(c"/", private)?;
+            for (from, to) in &self.binds {
+                mount_bind(from.as_c_str(), to.as_c_str())?;
+            }
+        }
+        if self.no_new_privs {
+            set_no_new_privs(true)?;
+        }
+        if let Some(user) = &self.user {
+            set_thread_groups(&user.groups)?;
+            set_thread_res_gid(user.gid, user.gid, user.gid)?;
+            // Leaving root behind clears every capability but the ones nobody can use any more.
+            set_thread_res_uid(user.uid, user.uid, user.uid)?;
+        }
+        Ok(())
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use command::VmmCommand;
+pub(crate) use command::{Surroundings, User};
 pub use identity::{IdentityError, identify};
 pub(crate) use identity::{boot_id, pid_of};
 
@@ -118,6 +119,11 @@ impl VmmProcess {
     #[must_use]
     pub fn identity(&self) -> &ProcessIdentity {
         &self.identity
+    }
+
+    /// Another descriptor of it, for a process that has to watch it too.
+    pub(crate) fn pidfd(&self) -> std::io::Result<OwnedFd> {
+        self.pidfd.try_clone()
     }
 
     /// How it ended, if it did.

@@ -1,5 +1,8 @@
 //! One QEMU and what can be asked of it.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +12,27 @@ use tokio::net::UnixStream;
 
 use super::args::CONSOLE_CHARDEV;
 use super::qmp::{Qmp, QmpError};
-use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET};
+use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET, devices, snapshot};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
-use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
+use crate::jail::{Confinement, Filtered, Promise};
+use crate::machine::{
+    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+};
+use crate::metrics::Metrics;
+use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
+use crate::snapshot::{
+    FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
+    SnapshotTarget, clone_file,
+};
+
+/// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
+/// user who can open next to nothing there.
+const PROMISE: Promise = Promise {
+    own_root: false,
+    filtered: Filtered::All,
+};
 
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -24,12 +43,20 @@ pub(super) struct QemuMachine {
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
     spawned_in: Duration,
+    host: HostFacts,
+}
+
+/// What a boot needs.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    /// Connected; QEMU has not been spoken to yet.
+    pub(super) stream: UnixStream,
+    pub(super) spec: MachineSpec,
 }
 
 #[derive(Debug)]
 enum Control {
-    /// Connected, QEMU has not been spoken to yet.
-    Fresh(UnixStream),
+    Fresh(Box<Fresh>),
     /// A boot was begun.
     Taken,
     Ready(Arc<Qmp>),
@@ -39,22 +66,27 @@ impl QemuMachine {
     pub(super) fn spawned(
         instance: Instance,
         files: RuntimeFiles,
-        agent: bool,
-        qmp: UnixStream,
+        fresh: Fresh,
+        host: HostFacts,
         spawned_in: Duration,
     ) -> Self {
         Self {
             instance,
             files,
-            agent,
-            control: Mutex::new(Control::Fresh(qmp)),
+            agent: fresh.spec.agent,
+            control: Mutex::new(Control::Fresh(Box::new(fresh))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in,
+            host,
         }
     }
 
     /// Connects to a QEMU that runs already and asks for its state.
-    pub(super) async fn adopted(instance: Instance, files: RuntimeFiles) -> std::io::Result<Self> {
+    pub(super) async fn adopted(
+        instance: Instance,
+        files: RuntimeFiles,
+        host: HostFacts,
+    ) -> std::io::Result<Self> {
         let stream = UnixStream::connect(files.path(QMP_SOCKET)).await?;
         let qmp = Qmp::start(stream, ANSWER).await.map_err(io_error)?;
         let status = qmp
@@ -74,6 +106,7 @@ impl QemuMachine {
             control: Mutex::new(Control::Ready(Arc::new(qmp))),
             lifecycle: tokio::sync::Mutex::default(),
             spawned_in: Duration::ZERO,
+            host,
         })
     }
 
@@ -82,10 +115,10 @@ impl QemuMachine {
     }
 
     /// The connection made when QEMU was spawned, for the one boot that there is.
-    fn take_fresh(&self) -> Option<UnixStream> {
+    fn take_fresh(&self) -> Option<Fresh> {
         let mut control = self.control();
         match std::mem::replace(&mut *control, Control::Taken) {
-            Control::Fresh(stream) => Some(stream),
+            Control::Fresh(fresh) => Some(*fresh),
             other => {
                 *control = other;
                 None
@@ -100,6 +133,25 @@ impl QemuMachine {
                 call,
                 state: self.instance.state(),
             }),
+        }
+    }
+
+    fn memory_file(&self, kind: SnapshotKind) -> Result<PathBuf, SnapshotError> {
+        if kind == SnapshotKind::Diff {
+            return Err(SnapshotError::Unsupported(
+                "QEMU makes no diff snapshots: make a full one",
+            ));
+        }
+        let file = self.instance.record().shape.memory_file.clone();
+        file.ok_or(SnapshotError::Unsupported(
+            "the memory of this machine is no file: it was not made for snapshots",
+        ))
+    }
+
+    fn qmp_of_guest(&self, call: &'static str) -> Result<Arc<Qmp>, MachineError> {
+        match self.instance.state() {
+            MachineState::Running | MachineState::Paused => self.qmp(call),
+            state => Err(MachineError::State { call, state }),
         }
     }
 
@@ -134,6 +186,10 @@ impl Machine for QemuMachine {
         self.instance.console().clone()
     }
 
+    fn confinement(&self) -> std::io::Result<Confinement> {
+        Confinement::of(self.instance.record())
+    }
+
     fn agent_endpoint(&self) -> Option<AgentEndpoint> {
         self.agent
             .then(|| AgentEndpoint::Connect(self.files.path(AGENT_SOCKET)))
@@ -145,7 +201,7 @@ impl Machine for QemuMachine {
         if self.instance.process().exited().is_none() {
             self.instance.require(MachineState::Spawned, "boot")?;
         }
-        let Some(stream) = self.take_fresh() else {
+        let Some(Fresh { stream, spec }) = self.take_fresh() else {
             let state = self.instance.state();
             return Err(MachineError::State {
                 call: "boot",
@@ -160,14 +216,25 @@ impl Machine for QemuMachine {
         let qmp = Arc::new(qmp);
         let control = begin.elapsed();
 
+        let state = spec.restore.as_ref();
+        let state = state.map(|restore| open_file(&restore.dir.join(STATE)));
+        let state = state.transpose()?;
+        // QEMU filters itself before it opens its sockets for business.
+        self.instance.verify(PROMISE).await?;
         self.instance
             .call("boot", "booting", async {
                 console_connected(&qmp).await?;
-                run(&qmp, "cont").await
+                let begun = begin_guest(&qmp, &spec, state.as_ref()).await;
+                begun.map_err(call_error)
             })
             .await?;
         *self.control() = Control::Ready(qmp);
-        self.instance.set_state(MachineState::Running);
+        let paused = spec.restore.as_ref().is_some_and(|restore| restore.paused);
+        self.instance.set_state(if paused {
+            MachineState::Paused
+        } else {
+            MachineState::Running
+        });
         Ok(BootTimings {
             spawn: self.spawned_in,
             control,
@@ -189,6 +256,125 @@ impl Machine for QemuMachine {
         Err(MachineError::Unsupported("press Ctrl-Alt-Del"))
     }
 
+    async fn set_metadata(&self, _content: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn patch_metadata(&self, _patch: &Value) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn metadata(&self) -> Result<Value, MachineError> {
+        Err(MachineError::Unsupported("hold metadata"))
+    }
+
+    async fn update_disk(&self, change: &DiskChange) -> Result<(), MachineError> {
+        let call = "change a disk";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let known = async {
+            devices::disk_is_read_only(&qmp, &change.id)
+                .await
+                .map_err(call_error)
+        };
+        let read_only = self.instance.call(call, "answering", known).await?;
+        let read_only = read_only.ok_or_else(|| MachineError::NoDevice(change.id.clone()))?;
+        let file = change.path.as_deref().map(|path| open(path, read_only));
+        let file = file.transpose()?;
+        let changed = async {
+            if let Some(file) = file {
+                devices::replace_disk(&qmp, &change.id, file, read_only).await?;
+            }
+            if let Some(limit) = change.limit {
+                devices::limit_disk(&qmp, &change.id, limit).await?;
+            }
+            Ok(())
+        };
+        let changed = async { changed.await.map_err(call_error) };
+        self.instance.call(call, "changing a disk", changed).await
+    }
+
+    async fn update_nic(&self, _change: &NicChange) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("limit an interface"))
+    }
+
+    async fn set_balloon(&self, amount_mib: u32) -> Result<(), MachineError> {
+        let call = "take memory back";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let set = async {
+            let set = devices::set_balloon(&qmp, amount_mib).await;
+            set.map_err(call_error)
+        };
+        self.instance.call(call, "taking memory back", set).await
+    }
+
+    async fn balloon(&self) -> Result<BalloonState, MachineError> {
+        let call = "read the balloon";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let state = async { devices::balloon(&qmp).await.map_err(call_error) };
+        self.instance.call(call, "answering", state).await
+    }
+
+    async fn set_hotplug_memory(&self, _mib: u32) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn hotplug_memory(&self) -> Result<HotplugState, MachineError> {
+        Err(MachineError::Unsupported("add memory"))
+    }
+
+    async fn metrics(&self) -> Result<Metrics, MachineError> {
+        let call = "read its metrics";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let metrics = async { devices::metrics(&qmp).await.map_err(call_error) };
+        self.instance.call(call, "answering", metrics).await
+    }
+
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        let call = "make a snapshot";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        let qmp = self.qmp(call)?;
+        let memory = self.memory_file(target.kind)?;
+        let dir = target.dir.clone();
+        let (partial, state) = blocking(move || {
+            let partial = Partial::begin(&dir)?;
+            let state = partial.create_state()?;
+            Ok((partial, state))
+        })
+        .await?;
+        let saved = async { snapshot::save(&qmp, &state).await.map_err(call_error) };
+        self.instance.call(call, "making a snapshot", saved).await?;
+        if target.kind == SnapshotKind::Template {
+            // Nobody may write to the memory any more.
+            let ended = self.instance.process().end(Duration::ZERO).await;
+            ended.map_err(|source| MachineError::Control {
+                call: "end".to_owned(),
+                source,
+            })?;
+        }
+        let (record, host) = (self.instance.record().clone(), self.host.clone());
+        let kind = target.kind;
+        blocking(move || {
+            match kind {
+                SnapshotKind::Template => partial.take(&memory, MEMORY)?,
+                SnapshotKind::Full | SnapshotKind::Diff => {
+                    clone_file(&memory, &partial.memory())?;
+                }
+            }
+            let memory = FileFacts::sized(&partial.memory())?;
+            let state = FileFacts::digested(&partial.state())?;
+            let disks = record.shape.disks.clone();
+            let manifest = Manifest::of(&record, kind, disks, host, (memory, state));
+            partial.publish(&manifest)?;
+            Ok(manifest)
+        })
+        .await
+    }
+
     async fn wait(&self) -> Exit {
         self.instance.wait().await
     }
@@ -200,6 +386,63 @@ impl Machine for QemuMachine {
     async fn close(&self, grace: Duration) -> Result<Exit, MachineError> {
         self.instance.close(grace, &self.files).await
     }
+}
+
+/// Lets the guest run, from its kernel or from where the snapshot left it.
+async fn begin_guest(qmp: &Qmp, spec: &MachineSpec, state: Option<&File>) -> Result<(), QmpError> {
+    if let Some(state) = state {
+        snapshot::load(qmp, state).await?;
+    }
+    apply_options(qmp, spec).await?;
+    if spec.restore.as_ref().is_some_and(|restore| restore.paused) {
+        return Ok(());
+    }
+    devices::run(qmp, "cont", Value::Null).await.map(drop)
+}
+
+/// What the command line cannot say.
+async fn apply_options(qmp: &Qmp, spec: &MachineSpec) -> Result<(), QmpError> {
+    for disk in &spec.disks {
+        if let Some(limit) = disk.options.limit {
+            devices::limit_disk(qmp, &disk.id, limit).await?;
+        }
+    }
+    if let Some(balloon) = spec.options.balloon {
+        devices::poll_balloon(qmp, balloon.stats_interval_s).await?;
+        if balloon.amount_mib > 0 {
+            devices::set_balloon(qmp, balloon.amount_mib).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Does what blocks elsewhere.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
+        Err(error) => Err(MachineError::Control {
+            call: "make a snapshot".to_owned(),
+            source: error.into(),
+        }),
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, MachineError> {
+    open(path, true).map(File::from)
+}
+
+fn open(path: &Path, read_only: bool) -> Result<OwnedFd, MachineError> {
+    std::fs::File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| MachineError::Control {
+            call: format!("open {}", path.display()),
+            source,
+        })
 }
 
 async fn start(stream: UnixStream) -> Result<Qmp, CallError> {

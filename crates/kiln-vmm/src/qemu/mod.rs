@@ -7,33 +7,45 @@
 //! Under TCG this engine is for hosts without usable KVM: slow, and not a security boundary.
 
 mod args;
+mod devices;
 mod machine;
 pub mod qmp;
+mod snapshot;
+mod template;
 mod tsc;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rustix::fs::{Gid, Uid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-use self::args::SocketFds;
-use self::machine::QemuMachine;
+use self::args::{Inherited, MemoryFd, SocketFds};
+use self::machine::{Fresh, QemuMachine};
+use self::template::Templates;
 use crate::console::ConsoleLog;
-use crate::error::{AdoptError, SpawnError};
+use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
+use crate::jail::{Access, Jail, Limits, give_to, off_the_runtime};
 use crate::machine::{
-    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineSpec,
-    MachineState,
+    Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
+    MachineSpec, MachineState,
 };
+use crate::netns::open_netns;
+use crate::options::DiskOptions;
 use crate::output::{Sink, drain_fifo, drain_stream, make_fifo, open_fifo};
-use crate::process::{TakeOverError, VmmCommand, VmmProcess};
+use crate::process::{Surroundings, TakeOverError, User, VmmCommand, VmmProcess};
 use crate::program::{ProgramError, version};
 use crate::readable_fd::readable_fd;
-use crate::validate::{EngineLimits, check};
+use crate::snapshot::{HostFacts, MEMORY, checked};
+use crate::tap;
+use crate::validate::{EngineLimits, SpecFault, SpecFaults, check};
 
 const QMP_SOCKET: &str = "qmp.sock";
 const CONSOLE_SOCKET: &str = "con.sock";
@@ -45,6 +57,12 @@ const SOCKETS: &[&str] = &[QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET];
 
 /// Of the 24 virtio-mmio slots, what the agent's channel, entropy and later devices leave.
 const MAX_DISKS: usize = 16;
+const MAX_NICS: usize = 3;
+/// What QEMU itself may use beside the guest's memory and translated code: libraries, buffers,
+/// and room for the page cache of what it reads and writes.
+const OWN_MEMORY_MIB: u64 = 192;
+/// Its threads beside the guest's processors: workers for I/O come and go, up to 64.
+const OWN_THREADS: u32 = 96;
 
 /// How long QEMU may take to answer. A dead QEMU is noticed at once, so this is for one that
 /// hangs; a loaded machine gets its time.
@@ -56,6 +74,8 @@ pub struct QemuEngine {
     program: PathBuf,
     capabilities: Capabilities,
     kernel_args: String,
+    host: HostFacts,
+    templates: Arc<Templates>,
 }
 
 impl QemuEngine {
@@ -80,8 +100,12 @@ impl QemuEngine {
                     .unwrap_or(None)
             }
         };
+        // Devices and their state differ between versions, and between processors.
+        let format = format!("microvm {version} {acceleration:?}");
         Ok(Self {
             program: program.to_owned(),
+            host: HostFacts::here(&version, format, tsc_khz),
+            templates: Arc::default(),
             capabilities: Capabilities {
                 version,
                 acceleration,
@@ -89,6 +113,11 @@ impl QemuEngine {
                 // No keyboard controller, and the ACPI power button needs a listener in the guest.
                 ctrl_alt_del: false,
                 max_disks: MAX_DISKS,
+                max_nics: MAX_NICS,
+                nic_limits: false,
+                metadata: false,
+                memory_hotplug: false,
+                diff_snapshots: false,
             },
             kernel_args: args::kernel_args(acceleration, tsc_khz),
         })
@@ -97,23 +126,247 @@ impl QemuEngine {
     fn limits(&self) -> EngineLimits {
         EngineLimits {
             max_disks: MAX_DISKS,
+            max_nics: MAX_NICS,
+            limits_nics: false,
             sockets: SOCKETS,
+            socket_dir: None,
+            confines: true,
             own_args: self.kernel_args.clone(),
         }
     }
 
+    /// Validates `spec` whole.
+    fn check(&self, spec: &MachineSpec) -> Result<(), SpawnError> {
+        let mut faults = check(spec, &self.limits())
+            .err()
+            .map_or_else(Vec::new, |faults| faults.0);
+        faults.extend(missing_options(spec).map(SpecFault::Option));
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(SpawnError::Invalid(SpecFaults(faults)))
+        }
+    }
+
     /// The whole command, with the descriptors that QEMU inherits.
-    fn command(&self, spec: &MachineSpec, sockets: Listeners, output: Output) -> VmmCommand {
+    fn command(
+        &self,
+        spec: &MachineSpec,
+        jail: Option<&Jail>,
+        opened: Opened,
+        sockets: Listeners,
+        output: Output,
+    ) -> Result<VmmCommand, SpawnError> {
         let mut command = VmmCommand::new(self.program.clone(), output.stdout, output.stderr);
-        let fds = SocketFds {
-            qmp: command.inherit(sockets.qmp.into()),
-            console: command.inherit(sockets.console.into()),
-            agent: sockets.agent.map(|agent| command.inherit(agent.into())),
+        let inherited = Inherited {
+            sockets: SocketFds {
+                qmp: command.inherit(sockets.qmp.into()),
+                console: command.inherit(sockets.console.into()),
+                agent: sockets.agent.map(|agent| command.inherit(agent.into())),
+            },
+            kernel: opened.kernel.map(|file| command.inherit(file)),
+            initramfs: opened.initramfs.map(|file| command.inherit(file)),
+            memory: opened.memory.map(|(file, shared)| MemoryFd {
+                fd: command.inherit(file),
+                shared,
+            }),
+            disks: command.inherit_all(opened.disks),
+            taps: command.inherit_all(opened.taps),
         };
         let acceleration = self.capabilities.acceleration;
-        command.args(args::arguments(spec, acceleration, &self.kernel_args, fds));
-        command
+        command.args(args::arguments(
+            spec,
+            acceleration,
+            &self.kernel_args,
+            &inherited,
+        ));
+        command.surround(surroundings(spec, jail, acceleration)?);
+        Ok(command)
     }
+
+    fn limits_of(&self, spec: &MachineSpec) -> Limits {
+        let guest = u64::from(spec.mem_mib);
+        let translated = match self.capabilities.acceleration {
+            Acceleration::Kvm => 0,
+            Acceleration::Tcg => args::TRANSLATED_MIB,
+        };
+        Limits {
+            memory_bytes: (guest + guest / 64 + translated + OWN_MEMORY_MIB) << 20,
+            cpus: spec.vcpus.into(),
+            pids: OWN_THREADS + u32::from(spec.vcpus),
+        }
+    }
+}
+
+/// What of the options QEMU's `microvm` does not have, or Kiln does not ask it for.
+fn missing_options(spec: &MachineSpec) -> impl Iterator<Item = &'static str> {
+    let options = &spec.options;
+    let disks = |has: fn(&DiskOptions) -> bool| spec.disks.iter().any(|disk| has(&disk.options));
+    [
+        (options.smt, "threads of cores"),
+        (options.cpu_template.is_some(), "CPU templates"),
+        (options.track_dirty_pages, "diff snapshots"),
+        (options.huge_pages, "memory in huge pages"),
+        (options.memory_hotplug.is_some(), "memory that can be added"),
+        (options.metadata.is_some(), "metadata service"),
+        (
+            spec.restore.as_ref().is_some_and(|it| it.uffd.is_some()),
+            "memory that is served page by page",
+        ),
+        (
+            spec.restore.as_ref().is_some_and(|it| it.step_clock),
+            "clock that it could step",
+        ),
+        (options.entropy_limit.is_some(), "limit of entropy"),
+        (
+            disks(|disk| disk.root),
+            "root disk: name it in the kernel's arguments",
+        ),
+        (disks(|disk| disk.partuuid.is_some()), "partition as root"),
+        (disks(|disk| disk.async_io), "io_uring"),
+    ]
+    .into_iter()
+    .filter_map(|(wanted, what)| wanted.then_some(what))
+}
+
+/// Files and TAPs of one machine, open for QEMU to inherit.
+struct Opened {
+    kernel: Option<OwnedFd>,
+    initramfs: Option<OwnedFd>,
+    /// With whether what the guest writes goes there.
+    memory: Option<(OwnedFd, bool)>,
+    disks: Vec<OwnedFd>,
+    taps: Vec<OwnedFd>,
+}
+
+/// Makes the jail and opens everything that the machine needs. Blocks.
+fn prepare(
+    spec: &MachineSpec,
+    limits: Limits,
+    host: &HostFacts,
+    templates: &Templates,
+    made: &mut MadeFiles,
+) -> Result<(Option<Jail>, Opened), SpawnError> {
+    let mut jail = None;
+    if let Some(wanted) = &spec.jail {
+        let dir = wanted.base_dir.join("qemu").join(&spec.id);
+        jail = Some(Jail::make(spec, wanted, Some(dir), limits)?);
+    }
+    let (mut kernel, mut initramfs) = (None, None);
+    if spec.restore.is_none() {
+        kernel = Some(open_boot_file(&mut jail, &spec.boot.kernel, "kernel")?);
+        if let Some(file) = &spec.boot.initramfs {
+            initramfs = Some(open_boot_file(&mut jail, file, "initramfs")?);
+        }
+    }
+    let opened = Opened {
+        kernel,
+        initramfs,
+        memory: open_memory(spec, host, templates, made)?,
+        disks: spec
+            .disks
+            .iter()
+            .map(|disk| open(&disk.path, Access::to(disk)))
+            .collect::<Result<_, _>>()?,
+        taps: tap::open_all(open_netns(spec)?, &spec.nics)?,
+    };
+    Ok((jail, opened))
+}
+
+/// QEMU opens these again, as the user that it is then: in a jail they are made readable for it.
+fn open_boot_file(jail: &mut Option<Jail>, file: &Path, name: &str) -> Result<OwnedFd, SpawnError> {
+    match jail {
+        Some(jail) => open(&bring_in(jail, file, name)?, Access::Read),
+        None => open(file, Access::Read),
+    }
+}
+
+/// The file that is the guest's memory, where there is one: a new one of its own, or the
+/// snapshot's.
+fn open_memory(
+    spec: &MachineSpec,
+    host: &HostFacts,
+    templates: &Templates,
+    made: &mut MadeFiles,
+) -> Result<Option<(OwnedFd, bool)>, SpawnError> {
+    if let Some(restore) = &spec.restore {
+        checked(spec, restore, EngineKind::Qemu, host)?;
+        let path = restore.dir.join(MEMORY);
+        let memory = templates
+            .open(&path)
+            .map_err(|source| SpawnError::Runtime { path, source })?;
+        return Ok(Some((memory, false)));
+    }
+    let Some(path) = &spec.options.memory_file else {
+        return Ok(None);
+    };
+    let file = made.make(path.clone(), |path| {
+        let file = std::fs::File::create_new(path)?;
+        file.set_len(u64::from(spec.mem_mib) << 20)?;
+        Ok(file)
+    })?;
+    if let Some(jail) = &spec.jail {
+        give_to(path, jail.uid, jail.gid)?;
+    }
+    Ok(Some((file.into(), true)))
+}
+
+/// Brings a file in and says where it is on the host.
+fn bring_in(jail: &mut Jail, file: &Path, name: &str) -> Result<PathBuf, JailError> {
+    jail.bring_in(file, name, Access::Read)?;
+    Ok(jail.root().unwrap_or_default().join(name))
+}
+
+fn open(path: &Path, access: Access) -> Result<OwnedFd, SpawnError> {
+    std::fs::File::options()
+        .read(true)
+        .write(access == Access::Write)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| SpawnError::Runtime {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn surroundings(
+    spec: &MachineSpec,
+    jail: Option<&Jail>,
+    acceleration: Acceleration,
+) -> Result<Surroundings, SpawnError> {
+    let Some(jail) = jail else {
+        return Ok(Surroundings {
+            netns: open_netns(spec)?,
+            no_new_privs: true,
+            ..Surroundings::default()
+        });
+    };
+    let groups = match acceleration {
+        // QEMU opens it by itself.
+        Acceleration::Kvm => vec![group_of(Path::new("/dev/kvm"))?],
+        Acceleration::Tcg => Vec::new(),
+    };
+    Ok(Surroundings {
+        netns: open_netns(spec)?,
+        pid_namespace: true,
+        cgroups: jail.group().doors()?,
+        binds: Vec::new(),
+        no_new_privs: true,
+        user: Some(User {
+            uid: Uid::from_raw(jail.record().uid),
+            gid: Gid::from_raw(jail.record().gid),
+            groups,
+        }),
+    })
+}
+
+fn group_of(path: &Path) -> Result<Gid, SpawnError> {
+    std::fs::metadata(path)
+        .map(|data| Gid::from_raw(data.gid()))
+        .map_err(|source| SpawnError::Runtime {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[async_trait]
@@ -128,9 +381,16 @@ impl Engine for QemuEngine {
 
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
-        check(spec, &self.limits()).map_err(SpawnError::Invalid)?;
+        self.check(spec)?;
+        let (preparing, limits) = (spec.clone(), self.limits_of(spec));
+        let (host, templates) = (self.host.clone(), Arc::clone(&self.templates));
+        let (jail, opened, mut made) = off_the_runtime(move || {
+            let mut made = MadeFiles::default();
+            let (jail, opened) = prepare(&preparing, limits, &host, &templates, &mut made)?;
+            Ok::<_, SpawnError>((jail, opened, made))
+        })
+        .await?;
         let files = RuntimeFiles::new(&spec.runtime_dir, FILES);
-        let mut made = MadeFiles::default();
         let output = Output::make(&files, &mut made)?;
         let fifo = output.reader(&files)?;
         let (listeners, streams) = make_sockets(spec, &files, &mut made)?;
@@ -139,7 +399,8 @@ impl Engine for QemuEngine {
             SpawnError::Runtime { path, source }
         })?;
 
-        let process = VmmProcess::spawn(self.command(spec, listeners, output))
+        let command = self.command(spec, jail.as_ref(), opened, listeners, output)?;
+        let process = VmmProcess::spawn(command)
             .await
             .map_err(|source| SpawnError::Program {
                 program: self.program.clone(),
@@ -153,6 +414,9 @@ impl Engine for QemuEngine {
             process: process.identity().clone(),
             runtime_dir: spec.runtime_dir.clone(),
             console_log: spec.console_log.clone(),
+            jail: jail.map(Jail::keep),
+            allow_insecure: spec.allow_insecure,
+            shape: MachineShape::of(spec),
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, Some(fifo), Some(streams.console));
@@ -160,8 +424,11 @@ impl Engine for QemuEngine {
         Ok(Box::new(QemuMachine::spawned(
             instance,
             files,
-            spec.agent,
-            streams.qmp,
+            Fresh {
+                stream: streams.qmp,
+                spec: spec.clone(),
+            },
+            self.host.clone(),
             spawned,
         )))
     }
@@ -189,7 +456,7 @@ impl Engine for QemuEngine {
             .ok();
         let stream = UnixStream::connect(files.path(CONSOLE_SOCKET)).await.ok();
         drain(&instance, fifo, stream);
-        QemuMachine::adopted(instance, files)
+        QemuMachine::adopted(instance, files, self.host.clone())
             .await
             .map(|machine| Box::new(machine) as Box<dyn Machine>)
             .map_err(|source| unresponsive(record, source))

@@ -3,6 +3,10 @@ use super::*;
 fn limits() -> EngineLimits {
     EngineLimits {
         max_disks: 2,
+        max_nics: 1,
+        limits_nics: false,
+        socket_dir: None,
+        confines: true,
         sockets: &["a.sock", "longer.sock"],
         own_args: "console=ttyS0".into(),
     }
@@ -27,8 +31,15 @@ fn good(dir: &Path) -> MachineSpec {
             id: "root".into(),
             path: disk,
             read_only: true,
+            options: crate::DiskOptions::default(),
         }],
         agent: true,
+        restore: None,
+        nics: vec![],
+        netns: None,
+        jail: None,
+        allow_insecure: true,
+        options: crate::MachineOptions::default(),
         console_log: dir.join("console"),
     }
 }

@@ -1,6 +1,7 @@
 //! What the engine tests share: a machine's directories, and waiting for what a guest prints.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod netns;
 pub(crate) mod stub;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +62,12 @@ impl Place {
             },
             disks: vec![],
             agent: true,
+            restore: None,
+            nics: vec![],
+            netns: None,
+            jail: None,
+            allow_insecure: true,
+            options: kiln_vmm::MachineOptions::default(),
             console_log: self.dir.join("console.log"),
         }
     }
@@ -74,6 +81,7 @@ impl Place {
             id: id.into(),
             path,
             read_only,
+            options: kiln_vmm::DiskOptions::default(),
         }
     }
 

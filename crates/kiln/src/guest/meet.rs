@@ -99,13 +99,8 @@ impl Meeting {
     }
 }
 
-/// A socket file that a dead daemon left would make the bind fail.
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(path)
+    UnixListener::from_std(kiln_vmm::listen_for_agent(path)?)
 }
 
 impl Listening {

@@ -121,6 +121,7 @@ async fn make_disks(
         id: "root".to_owned(),
         path: material.rootfs.clone(),
         read_only: true,
+        options: kiln_vmm::DiskOptions::default(),
     };
     if row.spec.tmpfs {
         return Ok(vec![root]);
@@ -139,6 +140,7 @@ async fn make_disks(
             id: "scratch".to_owned(),
             path: scratch,
             read_only: false,
+            options: kiln_vmm::DiskOptions::default(),
         },
     ])
 }
@@ -180,6 +182,12 @@ fn machine_spec(
         boot: material.boot(engine.kind(), row.spec.tmpfs),
         disks,
         agent: true,
+        restore: None,
+        nics: Vec::new(),
+        netns: None,
+        jail: None,
+        allow_insecure: true,
+        options: kiln_vmm::MachineOptions::default(),
         console_log: shared.directories.console(&row.id),
     }
 }

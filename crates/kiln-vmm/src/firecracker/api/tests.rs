@@ -84,7 +84,7 @@ fn answer(status: &str, body: &str) -> Answer {
 
 async fn put(client: &Client, deadline: Duration) -> Result<(), ApiError> {
     client
-        .put("/vsock", &json!({"guest_cid": 3}), deadline)
+        .send_body(Method::PUT, "/vsock", &json!({"guest_cid": 3}), deadline)
         .await
 }
 
@@ -214,7 +214,9 @@ async fn a_request_that_firecracker_would_cut_is_not_sent() {
     let (client, _requests) = client(vec![answer("204", "")]).await;
     let body = json!({ "boot_args": "x".repeat(MAX_REQUEST_BYTES) });
     assert!(matches!(
-        client.put("/boot-source", &body, SOON).await,
+        client
+            .send_body(Method::PUT, "/boot-source", &body, SOON)
+            .await,
         Err(ApiError::TooLong(_))
     ));
     put(&client, SOON).await.unwrap();
@@ -231,4 +233,52 @@ proptest::proptest! {
 fn an_error_body_of_any_size_gives_bounded_words() {
     let body = json!({ "fault_message": "ä".repeat(100_000) }).to_string();
     assert_eq!(refusal(body.as_bytes()).chars().count(), 4096);
+}
+
+#[tokio::test]
+async fn what_a_version_does_not_know_is_not_sent() {
+    let (client, mut requests) = client(vec![answer("204", "")]).await;
+    let client = client.for_version("1.13.1".parse().unwrap());
+    let serial = super::super::config::Serial::default();
+    assert!(matches!(
+        client.send(&serial).await,
+        Err(ApiError::NotInVersion {
+            feature: Feature::Serial,
+            ..
+        })
+    ));
+    client
+        .send(&super::super::config::Entropy::default())
+        .await
+        .unwrap();
+    let first = requests.recv().await.unwrap();
+    assert!(first.starts_with("PUT /entropy HTTP/1.1"), "{first}");
+}
+
+/// A5.10.
+#[tokio::test]
+async fn a_raw_call_returns_status_and_body_whatever_they_are() {
+    let (client, mut requests) = client(vec![
+        answer("200", r#"{"new":[1]}"#),
+        answer("400", r#"{"fault_message":"no"}"#),
+        answer("204", ""),
+        answer("500", "plain"),
+    ])
+    .await;
+    let get = client.get_raw("/later", SOON).await.unwrap();
+    assert_eq!((get.status, get.body), (200, json!({"new": [1]})));
+    let put = client
+        .put_raw("/later", &json!({"a": 1}), SOON)
+        .await
+        .unwrap();
+    assert_eq!(
+        (put.status, put.body),
+        (400, json!({"fault_message": "no"}))
+    );
+    let patch = client.patch_raw("/later", &json!({}), SOON).await.unwrap();
+    assert_eq!((patch.status, patch.body), (204, Value::Null));
+    let odd = client.get_raw("/later", SOON).await.unwrap();
+    assert_eq!((odd.status, odd.body), (500, json!("plain")));
+    assert!(requests.recv().await.unwrap().starts_with("GET /later "));
+    assert!(requests.recv().await.unwrap().ends_with(r#"{"a":1}"#));
 }

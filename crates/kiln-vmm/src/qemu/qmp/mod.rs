@@ -138,6 +138,18 @@ impl Qmp {
             .map(drop)
     }
 
+    /// Gives QEMU a descriptor in a new set; returns the number of the set, which
+    /// `/dev/fdset/NUMBER` names.
+    ///
+    /// # Errors
+    /// As [`Qmp::command`].
+    pub async fn add_fd(&self, fd: BorrowedFd<'_>, deadline: Duration) -> Result<u64, QmpError> {
+        let answer = self.send("add-fd", json!({}), Some(fd), deadline).await?;
+        answer["fdset-id"]
+            .as_u64()
+            .ok_or_else(|| QmpError::Refused("it does not name the set".to_owned()))
+    }
+
     async fn send(
         &self,
         name: &str,
