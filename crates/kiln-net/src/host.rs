@@ -136,7 +136,7 @@ impl HostNetwork {
 
     /// Restore the tables and the gateway's address if somebody removed them (a restart of
     /// `nftables.service` flushes everybody's tables); whether that was needed. Afterwards each
-    /// network has to be restored too: [`crate::Network::ensure`]. Until then sandboxes are closed.
+    /// network has to be restored too: [`crate::Network::ensure`]. Until then only the rules inside each sandbox's namespace hold, and the host forwards what leaves it.
     ///
     /// # Errors
     /// [`HostError`].
