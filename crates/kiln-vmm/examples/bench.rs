@@ -315,12 +315,12 @@ async fn loads(
         step_clock: false,
     });
     for _ in 0..runs {
-        let begin = Instant::now();
         let mut vmm = Bare::start(program, place, Some(&jailer(program)));
         let root = vmm.root.clone().unwrap();
         for name in ["memory", "vmstate"] {
             std::fs::hard_link(dir.join(name), root.join(name)).unwrap();
         }
+        let begin = Instant::now();
         vmm.put(
             "/snapshot/load",
             &json!({
@@ -330,7 +330,15 @@ async fn loads(
         );
         samples.push(bare, begin.elapsed());
         drop(vmm);
-        samples.push(ours, started(engine, &spec).await);
+        // From a Firecracker that answers to a guest that runs: what is around it is the jail's.
+        let begin = Instant::now();
+        let machine = engine.spawn(&spec).await.unwrap();
+        let timings = machine.boot().await.unwrap();
+        samples.push(ours, timings.configure);
+        if mem_mib == 512 {
+            samples.push("restore_512", begin.elapsed());
+        }
+        machine.close(Duration::ZERO).await.unwrap();
     }
 }
 

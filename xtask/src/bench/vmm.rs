@@ -109,14 +109,22 @@ fn figures(taken: &Taken) -> Report {
     if let Some(extra) = extra("jail", "bare_jail") {
         report.single("jail_extra_ms", "of Kiln on top, with all limits", extra);
     }
-    report.median("load_ms", "jailed restore of 512 MiB", &samples("load_512"));
+    report.median(
+        "restore_ms",
+        "jailed restore of 512 MiB, from nothing",
+        &samples("restore_512"),
+    );
     // The worse of both sizes: memory is mapped, so it should not matter.
     let ratios = [
         ratio("load_128", "bare_load_128"),
         ratio("load_512", "bare_load_512"),
     ];
     if let Some(worst) = ratios.into_iter().flatten().reduce(f64::max) {
-        report.single("load_ratio", "restore by Kiln over a bare one", worst);
+        report.single(
+            "load_ratio",
+            "load and resume by Kiln over bare ones",
+            worst,
+        );
     }
     report.median(
         "qemu_restore_ms",

@@ -200,6 +200,15 @@ impl FirecrackerEngine {
 
     async fn prepared(&self, spec: &MachineSpec) -> Result<Prepared, SpawnError> {
         let (spec, host, version) = (spec.clone(), self.host.clone(), self.version);
+        if spec.jail.is_none() && spec.restore.is_none() {
+            // Nothing is copied or read: no reason to go elsewhere.
+            return Ok(Prepared {
+                jail: None,
+                filters: self.filters.clone(),
+                inside: spec,
+                manifest: None,
+            });
+        }
         let dir = spec.jail.as_ref().map(|jail| self.jail_dir(&spec, jail));
         // Copies files. A jail that nobody waits for any more is dropped, and thereby removed.
         let filters = self.filters.clone();

@@ -220,16 +220,11 @@ impl Cgroup {
             .collect()
     }
 
-    /// Whether `pid` is in every part of it.
+    /// Whether `pid` is in every part of it, as the kernel tells of the process: one file, and no
+    /// lock of the hierarchy.
     pub(crate) fn holds(&self, pid: u32) -> bool {
-        !self.dirs.is_empty()
-            && self.dirs.iter().all(|dir| {
-                members(dir).is_ok_and(|members| {
-                    members
-                        .iter()
-                        .any(|member| member.as_raw_nonzero().get().unsigned_abs() == pid)
-                })
-            })
+        let lines = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        !self.dirs.is_empty() && self.dirs.iter().all(|dir| is_in(&lines, dir))
     }
 
     /// Kills whatever is in it, waits until it is empty, and removes it. Blocks.
@@ -279,6 +274,28 @@ impl Cgroup {
         }
         outcome
     }
+}
+
+/// Whether a process's list of groups, `NUMBER:CONTROLLERS:PATH` each, has the one of `dir`. The
+/// path may be seen from further up than the mount shows it.
+fn is_in(lines: &str, dir: &Path) -> bool {
+    let Ok(relative) = dir.strip_prefix(MOUNT) else {
+        return false;
+    };
+    let relative = relative.to_string_lossy();
+    lines.lines().any(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            return false;
+        };
+        let ends = |name: &str| path.ends_with(&format!("/{name}"));
+        if controllers.is_empty() {
+            return ends(&relative);
+        }
+        relative.split_once('/').is_some_and(|(controller, name)| {
+            controllers.split(',').any(|one| one == controller) && ends(name)
+        })
+    })
 }
 
 /// Version 1 lets a single thread move itself without the lock of the whole hierarchy, which takes
@@ -342,6 +359,17 @@ mod tests {
         assert_eq!(std::fs::read_to_string(delegated).unwrap(), "+memory");
         // A second one of that name would share the limits of the first.
         assert!(hierarchy.make("kiln", "m", LIMITS).is_err());
+    }
+
+    #[test]
+    fn a_process_is_where_the_kernel_says() {
+        let lines = "9:name=systemd:/\n4:cpu,cpuacct:/kiln/m\n8:memory:/kiln/m-2\n0::/kiln/m\n";
+        let is_in = |dir: &str| is_in(lines, Path::new(dir));
+        assert!(is_in("/sys/fs/cgroup/cpu/kiln/m"));
+        assert!(is_in("/sys/fs/cgroup/kiln/m"));
+        assert!(!is_in("/sys/fs/cgroup/memory/kiln/m"));
+        assert!(!is_in("/sys/fs/cgroup/pids/kiln/m"));
+        assert!(!is_in("/elsewhere/kiln/m"));
     }
 
     #[test]
