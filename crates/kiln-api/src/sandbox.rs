@@ -35,6 +35,8 @@ pub struct CreateSandbox {
     /// The guest's own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Go on without protections around the VMM that cannot be had; see [`Sandbox::unprotected`].
+    pub allow_insecure_vmm: bool,
 }
 
 /// How to stop a sandbox.
@@ -168,6 +170,9 @@ pub struct Sandbox {
     /// What the user should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Protections around its VMM that do not hold, in words; empty when all do, or nothing runs.
+    #[serde(default)]
+    pub unprotected: Vec<String>,
     /// How long its last start took.
     #[serde(default)]
     pub timings: Option<Timings>,

@@ -25,9 +25,17 @@ pub(crate) fn write_atomically_via(path: &Path, temporary: &Path, bytes: &[u8]) 
         .prefix(".partial-")
         .tempfile_in(temporary)?;
     file.write_all(bytes)?;
+    make_readable(file.as_file())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_directory(parent(path)?)
+}
+
+/// Everyone may read it who gets to it: the stores' directories are private, and a jailed VMM,
+/// which is another user, gets the file itself by a link. A file that only its owner may read
+/// would be copied into each jail instead.
+pub(crate) fn make_readable(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o644))
 }
 
 /// Makes a rename or creation inside `directory` durable.

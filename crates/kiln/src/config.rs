@@ -102,6 +102,10 @@ impl Directories {
         }
     }
 
+    /// Where jails are made; see [`kiln_vmm::jail::JailSpec::base_dir`].
+    pub(crate) fn jails(&self) -> PathBuf {
+        self.data.join("jails")
+    }
     pub(crate) fn lock(&self) -> PathBuf {
         self.data.join("lock")
     }
@@ -146,6 +150,7 @@ impl Directories {
             self.cache(),
             self.sandboxes(),
             self.machines(),
+            self.jails(),
         ] {
             create_private(&dir).map_err(|source| {
                 Error::new(ErrorCode::Host, format!("cannot create {}", dir.display()))

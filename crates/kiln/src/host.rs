@@ -215,7 +215,8 @@ impl Host {
     /// # Errors
     /// [`ErrorCode::NotFound`], [`ErrorCode::Ambiguous`].
     pub async fn get(&self, key: &str) -> Result<SandboxInfo, Error> {
-        Ok(SandboxInfo::from(self.view(key)?.row.as_ref()))
+        let view = self.view(key)?;
+        Ok(SandboxInfo::of(&view.row, view.machine.as_deref()))
     }
 
     /// Every sandbox, newest first.
@@ -229,7 +230,7 @@ impl Host {
         });
         Ok(views
             .iter()
-            .map(|view| SandboxInfo::from(view.row.as_ref()))
+            .map(|view| SandboxInfo::of(&view.row, view.machine.as_deref()))
             .collect())
     }
 

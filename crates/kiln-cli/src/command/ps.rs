@@ -51,7 +51,7 @@ fn render(sandboxes: &[Sandbox], now_ms: u64) -> String {
             it.id.clone(),
             it.name.clone().unwrap_or_else(|| "-".to_owned()),
             it.image.clone(),
-            it.state.as_str().to_owned(),
+            state(it),
             it.engine.map_or("-", EngineKind::as_str).to_owned(),
             it.vcpus.to_string(),
             format!("{}M", it.mem_mib),
@@ -59,6 +59,15 @@ fn render(sandboxes: &[Sandbox], now_ms: u64) -> String {
         ]
     }));
     table::align(&rows)
+}
+
+/// A machine that is not confined must not look like one that is.
+fn state(sandbox: &Sandbox) -> String {
+    let word = sandbox.state.as_str();
+    match sandbox.unprotected.len() {
+        0 => word.to_owned(),
+        lacks => format!("{word}, {lacks} protections missing"),
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +93,7 @@ mod tests {
             reason: None,
             pid: None,
             warnings: vec![],
+            unprotected: vec![],
             timings: None,
         };
         let other = Sandbox {

@@ -55,6 +55,9 @@ pub(crate) struct RunArgs {
     /// Modules of that kernel
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+    /// Run although the VMM cannot be confined as it should be
+    #[arg(long)]
+    allow_insecure_vmm: bool,
     /// Engine to run it on
     #[arg(long, value_enum, env = "KILN_ENGINE")]
     engine: Option<Engine>,
@@ -101,6 +104,7 @@ impl RunArgs {
             kernel: self.kernel.as_deref().map(host_path).transpose()?,
             modules: self.modules.as_deref().map(host_path).transpose()?,
             hostname: self.hostname,
+            allow_insecure_vmm: self.allow_insecure_vmm,
         };
         Ok(RunRequest {
             sandbox,

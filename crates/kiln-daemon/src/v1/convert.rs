@@ -16,6 +16,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         modules: request.modules.map(Into::into),
         hostname: request.hostname,
         ephemeral: false,
+        allow_insecure_vmm: request.allow_insecure_vmm,
     }
 }
 
@@ -70,6 +71,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         reason: info.reason,
         pid: info.pid,
         warnings: info.warnings,
+        unprotected: info.unprotected,
         timings: info.timings.map(timings),
     }
 }

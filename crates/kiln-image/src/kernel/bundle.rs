@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Material;
-use crate::publish::{digest, digest_reader};
+use crate::publish::{digest, digest_reader, make_readable};
 
 /// Changes when the layout of a bundle does, so that older ones are rebuilt.
 const FORMAT: u32 = 1;
@@ -139,7 +139,9 @@ pub(super) fn write(directory: &Path, material: &Material, record: &Record) -> i
 
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)?;
-    File::open(path)?.sync_all()
+    let file = File::open(path)?;
+    make_readable(&file)?;
+    file.sync_all()
 }
 
 /// Opens the bundle `id`, each of whose files `verify` checks; `None` where it is damaged.

@@ -331,7 +331,8 @@ impl Driver {
     }
 
     fn info(&self) -> SandboxInfo {
-        SandboxInfo::from(&self.row)
+        let machine = self.live.as_ref().map(|live| live.machine.as_ref());
+        SandboxInfo::of(&self.row, machine)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can be told of a sandbox.
 
-use kiln_vmm::EngineKind;
+use kiln_vmm::{EngineKind, Machine};
 use serde::{Deserialize, Serialize};
 
 use super::state::SandboxState;
@@ -37,6 +37,9 @@ pub struct SandboxInfo {
     pub pid: Option<u32>,
     /// What its owner should know: a slow engine, a missing protection.
     pub warnings: Vec<String>,
+    /// Protections that a confined VMM has and this one lacks, in words, as the kernel tells them
+    /// now; empty when all hold, or nothing runs.
+    pub unprotected: Vec<String>,
     /// How long its last start took.
     pub timings: Option<Timings>,
 }
@@ -58,7 +61,21 @@ impl From<&SandboxRow> for SandboxInfo {
             reason: row.reason.clone(),
             pid: row.machine.as_ref().map(|machine| machine.process.pid),
             warnings: row.warnings.clone(),
+            unprotected: Vec::new(),
             timings: row.timings,
+        }
+    }
+}
+
+impl SandboxInfo {
+    /// With what the kernel tells of the machine that runs it.
+    pub(crate) fn of(row: &SandboxRow, machine: Option<&dyn Machine>) -> Self {
+        let confinement = machine.and_then(|machine| machine.confinement().ok());
+        let breaches = confinement.map(|confinement| confinement.breaches());
+        let words = breaches.iter().flatten().map(ToString::to_string).collect();
+        Self {
+            unprotected: words,
+            ..Self::from(row)
         }
     }
 }

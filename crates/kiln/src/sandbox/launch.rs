@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Live;
 use super::undo::UndoStack;
-use super::{Timings, stop};
+use super::{Timings, confine, stop};
 use crate::config::create_private;
 use crate::engines::Chosen;
 use crate::error::{Error, ErrorCode};
@@ -153,7 +153,8 @@ async fn spawn(
     disks: Vec<Disk>,
     undo: &mut UndoStack,
 ) -> Result<Arc<dyn Machine>, Error> {
-    let spec = machine_spec(shared, row, chosen.engine.as_ref(), material, disks);
+    let mut spec = machine_spec(shared, row, chosen.engine.as_ref(), material, disks);
+    spec.jail = confine::jail(shared, &row.id).await?;
     let machine: Arc<dyn Machine> =
         Arc::from(chosen.engine.spawn(&spec).await.map_err(spawn_failed)?);
     let ended = Arc::clone(&machine);
@@ -186,7 +187,7 @@ fn machine_spec(
         nics: Vec::new(),
         netns: None,
         jail: None,
-        allow_insecure: true,
+        allow_insecure: row.spec.allow_insecure_vmm,
         options: kiln_vmm::MachineOptions::default(),
         console_log: shared.directories.console(&row.id),
     }

@@ -1,5 +1,6 @@
 //! Sandboxes: what users own.
 
+mod confine;
 pub(crate) mod driver;
 mod id;
 mod info;

@@ -48,6 +48,9 @@ pub struct SandboxSpec {
     /// It lives as long as the client that made it: a [`Host`](crate::Host) that finds it when it
     /// opens removes it, for that client has lost it.
     pub ephemeral: bool,
+    /// Go on without protections around the VMM that cannot be had, such as a Firecracker that was
+    /// built without system call filters. What is missing is told with the sandbox.
+    pub allow_insecure_vmm: bool,
 }
 
 impl Default for SandboxSpec {
@@ -64,6 +67,7 @@ impl Default for SandboxSpec {
             modules: None,
             hostname: None,
             ephemeral: false,
+            allow_insecure_vmm: false,
         }
     }
 }

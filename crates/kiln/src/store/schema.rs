@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step N brings a store from schema N to N + 1 (`PRAGMA user_version`).
-const STEPS: [&str; 1] = ["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE sandboxes (
         id            TEXT PRIMARY KEY NOT NULL,
         name          TEXT UNIQUE,
@@ -23,7 +24,17 @@ const STEPS: [&str; 1] = ["
         started_at_ms INTEGER
     ) STRICT;
     CREATE INDEX sandboxes_by_age ON sandboxes (created_at_ms DESC, id);
-"];
+",
+    "
+    CREATE TABLE leases (
+        kind    TEXT NOT NULL,
+        sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+        number  INTEGER NOT NULL,
+        PRIMARY KEY (kind, sandbox),
+        UNIQUE (kind, number)
+    ) STRICT;
+",
+];
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
@@ -31,7 +42,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }
-    for (version, step) in (1u32..).zip(STEPS).skip(found as usize) {
+    for (version, step) in (1u32..).zip(STEPS.iter().copied()).skip(found as usize) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(step)?;
         transaction.pragma_update(None, "user_version", version)?;
