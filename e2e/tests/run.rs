@@ -262,3 +262,47 @@ fn read_until(from: &mut impl Read, wanted: &str) {
         seen.push(byte[0]);
     }
 }
+
+#[test]
+fn the_vmm_is_confined_when_root_asks() {
+    if !rustix::process::geteuid().is_root() {
+        return e2e::skip(
+            "the_vmm_is_confined_when_root_asks",
+            "only root can give a VMM a user and limits of its own",
+        );
+    }
+    let stage = Stage::new();
+    let sandboxes = [stage.sandbox(&[]), stage.sandbox(&[])];
+    let mut uids = Vec::new();
+    for sandbox in stage.sandboxes() {
+        assert_eq!(sandbox["unprotected"], serde_json::json!([]), "{sandbox}");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox["pid"])).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|line| {
+                line.split_whitespace()
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+        };
+        assert_eq!(field("CapEff:").as_deref(), Some("0000000000000000"));
+        assert_eq!(field("NoNewPrivs:").as_deref(), Some("1"));
+        assert_eq!(field("Seccomp:").as_deref(), Some("2"));
+        uids.push(field("Uid:").unwrap());
+    }
+    assert!(!uids.contains(&"0".to_owned()), "{uids:?}");
+    assert_ne!(uids[0], uids[1], "two sandboxes share a user");
+    for sandbox in &sandboxes {
+        stage.kiln(&["rm", "-f", sandbox]).expect_code(0);
+    }
+    stage.assert_nothing_left();
+    for hierarchy in ["/sys/fs/cgroup/kiln", "/sys/fs/cgroup/pids/kiln"] {
+        let left = e2e::names_in(hierarchy.as_ref());
+        let ours: Vec<_> = left
+            .iter()
+            .filter(|name| sandboxes.contains(name))
+            .collect();
+        assert!(ours.is_empty(), "control groups are left: {ours:?}");
+    }
+}

@@ -74,7 +74,38 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         exit_code: 3,
         says: "Linux\n",
     },
+    Scenario {
+        name: "a guest in Firecracker is jailed, adopted, stopped, and leaves nothing",
+        command: &["sh", "-ec", LIFE],
+        needs: &[Need::Firecracker, Need::KilnData],
+        exit_code: 0,
+        says: "all held\n",
+    },
 ];
+
+/// A sandbox's life on the real engine, as a user would live it.
+const LIFE: &str = r#"
+id=$(kiln run --detach --engine firecracker -- sleep 1000)
+vmm=$(kiln ps --json | sed 's/.*"pid":\([0-9]*\).*/\1/')
+test "$(kiln ps --json | grep -c '"unprotected":\[\]')" = 1
+grep -q '^Seccomp:.2' /proc/$vmm/status
+grep -q '^CapEff:.0000000000000000' /proc/$vmm/status
+grep -q '^NoNewPrivs:.1' /proc/$vmm/status
+! grep -q '^Uid:.0' /proc/$vmm/status
+head -c 3000000 /dev/urandom > /tmp/sent
+kiln exec --interactive $id -- cat < /tmp/sent > /tmp/back
+cmp /tmp/sent /tmp/back
+daemon=$(kiln info --json | sed 's/.*"daemon_pid":\([0-9]*\).*/\1/')
+kill -9 $daemon
+test "$(kiln exec $id -- echo adopted)" = adopted
+kiln stop $id
+kiln rm $id
+test ! -e /proc/$vmm
+for dir in /run/kiln/vm /var/lib/kiln/sandboxes /var/lib/kiln/jails/firecracker; do
+    test -z "$(ls -A $dir 2>/dev/null)"
+done
+echo all held
+"#;
 
 impl Scenario {
     pub(crate) fn run(&self) -> Result<Verdict, LabError> {
