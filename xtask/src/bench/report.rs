@@ -210,7 +210,7 @@ mod tests {
             "{table}"
         );
         assert!(
-            table.lines().nth(1).unwrap().contains("above 0.95"),
+            table.lines().nth(1).unwrap().contains("reaches 0.95"),
             "{table}"
         );
     }
