@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step N brings a store from schema N to N + 1 (`PRAGMA user_version`).
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE sandboxes (
         id            TEXT PRIMARY KEY NOT NULL,
         name          TEXT UNIQUE,
@@ -23,7 +24,10 @@ const STEPS: [&str; 1] = ["
         started_at_ms INTEGER
     ) STRICT;
     CREATE INDEX sandboxes_by_age ON sandboxes (created_at_ms DESC, id);
-"];
+",
+    // How the image that a sandbox began with wants to be run, as JSON.
+    "ALTER TABLE sandboxes ADD COLUMN image_config TEXT;",
+];
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
