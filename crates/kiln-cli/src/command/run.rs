@@ -73,7 +73,7 @@ pub(crate) struct RunArgs {
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, after `--`
+    /// Command and its arguments; without an image, or with --runtime, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
@@ -267,14 +267,16 @@ mod tests {
         assert_eq!(of_image.entrypoint, Some(words("/bin/x")));
         assert_eq!(of_image.exec.argv, words("a"));
         for line in [
-            "kiln run --runtime python3.13 python -V",
-            "kiln run --runtime python3.13 -- python -V",
+            "kiln run --runtime python3.13 python x",
+            "kiln run --runtime python3.13 -- python x",
         ] {
             let request = request(line);
             assert_eq!(request.sandbox.runtime.as_deref(), Some("python3.13"));
             assert_eq!(request.sandbox.image, None, "{line}");
-            assert_eq!(request.exec.argv, words("python -V"), "{line}");
+            assert_eq!(request.exec.argv, words("python x"), "{line}");
         }
+        let dashed = request("kiln run --runtime base -- ls -l").exec.argv;
+        assert_eq!(dashed, words("ls -l"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());
     }
