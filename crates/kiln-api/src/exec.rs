@@ -40,8 +40,12 @@ pub struct AttachRequest {}
 pub struct RunRequest {
     /// The sandbox to create.
     pub sandbox: CreateSandbox,
-    /// What to run in it. With `detach`, nothing runs when its `argv` is empty.
+    /// What to run in it. An empty `argv` means the image's own command, and where the image says
+    /// nothing a login shell, or with `detach` nothing.
     pub exec: ExecRequest,
+    /// Runs instead of the image's entrypoint and command; `[]` or `[""]` takes them away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
     /// Keep the sandbox when the command ends or this client goes away.
     pub keep: bool,
     /// End the stream once the command runs; the sandbox stays.

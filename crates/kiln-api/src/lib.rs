@@ -23,15 +23,26 @@
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
 //! | WebSocket `/v1/run` | [`RunRequest`] | a stream |
+//! | `GET /v1/images?all=` | | array of [`Image`] |
+//! | `GET /v1/images/{image}` | | [`Image`] |
+//! | `DELETE /v1/images/{image}?force=` | | [`RemovedImage`] |
+//! | `POST /v1/images/{image}/tag` | [`TagImage`] | [`Image`] |
+//! | `GET /v1/images/{image}/export` | | a tar archive of its root filesystem, chunked |
+//! | `GET /v1/images/{image}/save` | | an OCI archive, chunked |
+//! | `POST /v1/prune` | [`PruneImages`] | [`PrunedImages`] |
+//! | WebSocket `/v1/pull` | [`PullImage`] | a stream that ends with `images` |
+//! | WebSocket `/v1/import` | [`ImportImage`] | a stream that ends with `images` |
 //! | `POST /v1/shutdown` | | 202 |
 //!
-//! `{key}` is an id, a unique prefix of one, or a name. Whatever fails answers with an
+//! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
+//! the path. An archive that breaks off is not whole. Whatever fails answers with an
 //! [`ErrorBody`]. What travels on a stream is told in [`stream`].
 
 pub mod client;
 mod error;
 mod exec;
 mod host;
+mod image;
 mod sandbox;
 pub mod stream;
 
@@ -39,6 +50,10 @@ pub use client::{Client, ClientError};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
 pub use host::{Acceleration, HostInfo, Version};
+pub use image::{
+    Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
+    RemovedImage, TagImage,
+};
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
 };

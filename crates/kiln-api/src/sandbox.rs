@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::PullPolicy;
+
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -9,9 +11,15 @@ pub struct CreateSandbox {
     /// Name to find it by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Image to boot.
+    /// Image to boot: a path on the daemon's host, which begins with `/`, or a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Instead of an image: a runtime of the daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// When to ask the registry for the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
     /// Engine to run it on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<EnginePreference>,

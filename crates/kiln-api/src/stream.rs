@@ -18,7 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ErrorReport, ExitStatus, TerminalSize, Timings};
+use crate::{ErrorReport, ExitStatus, Image, TerminalSize, Timings};
 
 /// Largest binary message, channel byte included.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -182,6 +182,11 @@ pub enum ServerControl {
     Exited(ExitStatus),
     /// How long it all took. After `exited`, and after the removal where there is one.
     Timings(Timings),
+    /// The images that came of it. Nothing follows.
+    Images {
+        /// All of them.
+        images: Vec<Image>,
+    },
     /// It failed; nothing follows.
     Error(ErrorReport),
     /// One that this client is too old to know.

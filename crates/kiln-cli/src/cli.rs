@@ -97,6 +97,8 @@ pub(crate) enum Command {
     #[command(visible_alias = "remove")]
     Rm(command::rm::RmArgs),
     Logs(command::logs::LogsArgs),
+    Pull(command::image::PullArgs),
+    Image(command::image::ImageArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

@@ -115,6 +115,10 @@ impl Directories {
     pub(crate) fn images(&self) -> PathBuf {
         self.data.join("images")
     }
+    /// What the owner says about registries and runtimes; need not be there.
+    pub(crate) fn image_settings(&self) -> PathBuf {
+        self.data.join("images.json")
+    }
     pub(crate) fn kernels(&self) -> PathBuf {
         self.data.join("kernels")
     }

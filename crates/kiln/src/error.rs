@@ -29,6 +29,14 @@ pub enum ErrorCode {
     DataDirTooNew,
     /// The image cannot be read or built.
     ImageFailed,
+    /// There is no such image, here or in its registry.
+    ImageNotFound,
+    /// Someone needs the image.
+    ImageInUse,
+    /// The registry wants other credentials.
+    RegistryDenied,
+    /// The registry fails, lies, or cannot be reached.
+    PullFailed,
     /// The kernel cannot be found, read or fetched.
     KernelFailed,
     /// No engine can be used on this host.
@@ -69,6 +77,10 @@ impl ErrorCode {
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
             Self::ImageFailed => "IMAGE_FAILED",
+            Self::ImageNotFound => "IMAGE_NOT_FOUND",
+            Self::ImageInUse => "IMAGE_IN_USE",
+            Self::RegistryDenied => "REGISTRY_DENIED",
+            Self::PullFailed => "PULL_FAILED",
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
@@ -89,15 +101,22 @@ impl ErrorCode {
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidSpec | Self::InvalidConfig | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound => 404,
-            Self::NameTaken | Self::InvalidState | Self::DataDirInUse | Self::DataDirTooNew => 409,
+            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound => 404,
+            Self::NameTaken
+            | Self::InvalidState
+            | Self::DataDirInUse
+            | Self::DataDirTooNew
+            | Self::ImageInUse => 409,
             Self::ImageFailed
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
             | Self::ExecFailed => 422,
             Self::NoEngine | Self::BinaryNotFound => 501,
-            Self::StartFailed | Self::AgentUnreachable => 502,
+            Self::StartFailed
+            | Self::AgentUnreachable
+            | Self::RegistryDenied
+            | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull => 507,
             Self::Host => 500,

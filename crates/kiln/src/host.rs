@@ -18,6 +18,7 @@ use crate::exec::{ExecSpec, SessionInfo};
 use crate::guest::{ExecSession, GuestLink, GuestStats};
 use crate::lock::DataLock;
 use crate::material::Materials;
+use crate::process;
 use crate::recover;
 use crate::sandbox::driver::{self, Command, DriverHandle, View};
 use crate::sandbox::{SandboxInfo, SandboxSpec, SandboxState, random_id};
@@ -26,7 +27,7 @@ use crate::store::{SandboxRow, Sandboxes, Store};
 /// The owner of a data directory. Clones share it; see [`HostConfig`] for an example.
 #[derive(Clone)]
 pub struct Host {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for Host {
@@ -150,12 +151,13 @@ impl Host {
     /// [`ErrorCode::ImageFailed`] when the image does not exist.
     pub async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         spec.check()?;
-        let image = crate::material::check_sources(&spec)?;
+        let image = self.shared.materials.check_sources(&spec)?;
         let row = SandboxRow {
             id: random_id()?,
             spec,
             image,
             image_id: None,
+            image_config: None,
             state: SandboxState::Created,
             intent: None,
             engine: None,
@@ -234,14 +236,35 @@ impl Host {
             .collect())
     }
 
-    /// Runs a command in a sandbox.
+    /// Runs a command in a sandbox; environment, user and directory that it does not name are those
+    /// of the sandbox's image.
     ///
     /// # Errors
     /// [`ErrorCode::InvalidState`] when it does not run, [`ErrorCode::CommandNotFound`],
     /// [`ErrorCode::CommandNotExecutable`], [`ErrorCode::ExecFailed`],
     /// [`ErrorCode::AgentUnreachable`].
     pub async fn exec(&self, key: &str, spec: &ExecSpec) -> Result<ExecSession, Error> {
-        Ok(self.link(key, "exec in")?.exec(spec).await?)
+        let link = self.link(key, "exec in")?;
+        let config = self.view(key)?.row.image_config.clone();
+        let spec = process::complete(config.as_ref(), spec)?;
+        Ok(link.exec(&spec).await?)
+    }
+
+    /// What the main process of a sandbox is, when these words were given for it: the image's
+    /// entrypoint, or `entrypoint` in its place, with the words or the image's own command. `None`
+    /// when neither image nor caller says anything.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`], [`ErrorCode::Ambiguous`].
+    pub async fn main_command(
+        &self,
+        key: &str,
+        entrypoint: Option<&[String]>,
+        words: &[String],
+    ) -> Result<Option<Vec<String>>, Error> {
+        let view = self.view(key)?;
+        let config = view.row.image_config.as_ref();
+        Ok(process::main_command(config, entrypoint, words))
     }
 
     /// Attaches to a session of a sandbox; what its ring still holds comes first.
@@ -367,7 +390,7 @@ impl Shared {
             })
     }
 
-    /// Deletes every file of a sandbox.
+    /// Deletes every file of a sandbox and lets go of its image.
     pub(crate) async fn delete_files(&self, id: &str) -> Result<(), Error> {
         for dir in [self.directories.machine(id), self.directories.sandbox(id)] {
             match tokio::fs::remove_dir_all(&dir).await {
@@ -378,7 +401,7 @@ impl Shared {
                 _ => {}
             }
         }
-        Ok(())
+        self.materials.unpin(id).await
     }
 
     pub(crate) fn adopt_driver(&self, driver: DriverHandle) {
@@ -396,7 +419,7 @@ impl Shared {
             .remove(id);
     }
 
-    fn views(&self) -> Vec<View> {
+    pub(crate) fn views(&self) -> Vec<View> {
         let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
         drivers
             .values()

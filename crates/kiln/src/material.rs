@@ -3,20 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiln_image::credentials::Keyring;
 use kiln_image::debian::DebPackage;
 use kiln_image::default_image::{self, DefaultImageError};
 use kiln_image::initramfs::{InitramfsCache, InitramfsError};
 use kiln_image::kernel::{KernelError, KernelSource, KernelStore};
+use kiln_image::library::{ImageLibrary, PullRequest};
+use kiln_image::oci::{ImageConfig, Reference};
 use kiln_image::{
-    Filesystem, Image, ImageError, ImageSource, ImageStore, LayerSource, Limits, Progress,
-    ScratchDisks, ScratchError,
+    Filesystem, Image, ImageError, ImageId, ImageSource, ImageStore, LayerSource, Limits, Progress,
+    Runtimes, ScratchDisks, ScratchError,
 };
 use kiln_vmm::{Boot, EngineKind};
 
 use crate::agent::AGENT;
 use crate::config::Directories;
 use crate::error::{Error, ErrorCode};
-use crate::sandbox::SandboxSpec;
+use crate::image_choice::{ImageChoice, ImageSettings};
+use crate::sandbox::{SandboxSpec, is_sandbox_id};
+use crate::store::SandboxRow;
 
 /// The name under which the image that needs no registry is known.
 pub(crate) const DEFAULT_IMAGE: &str = "debian";
@@ -31,7 +36,10 @@ pub(crate) struct Materials {
 struct Stores {
     kernels: KernelStore,
     initramfs: InitramfsCache,
+    library: ImageLibrary,
+    /// The library's.
     images: ImageStore,
+    runtimes: Runtimes,
     scratch: ScratchDisks,
     /// Held while the default image is made: the others wait for it.
     making_default: Mutex<()>,
@@ -46,6 +54,8 @@ pub(crate) struct Material {
     pub(crate) rootfs: PathBuf,
     filesystem: Filesystem,
     pub(crate) image_id: String,
+    /// How the image wants to be run, if it says.
+    pub(crate) image_config: Option<ImageConfig>,
 }
 
 impl Material {
@@ -73,12 +83,16 @@ impl Material {
 impl Materials {
     /// Opens the stores and sweeps what a crash left half-made in them.
     pub(crate) fn open(directories: &Directories) -> Result<Self, Error> {
-        let images = ImageStore::open(directories.images())?;
+        let settings = ImageSettings::read(&directories.image_settings())?;
+        let library = ImageLibrary::open(directories.images(), settings.library())?;
+        let images = library.store().clone();
         let stores = Stores {
             kernels: KernelStore::open(&directories.kernels())?,
             initramfs: InitramfsCache::open(&directories.cache().join("initramfs"))?,
             scratch: ScratchDisks::new(images.templates()),
             images,
+            library,
+            runtimes: settings.runtimes(),
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
         };
@@ -91,11 +105,57 @@ impl Materials {
     /// the background, and the next launch finds the result.
     pub(crate) async fn gather(
         &self,
-        spec: &SandboxSpec,
+        row: &SandboxRow,
         progress: Arc<dyn Progress>,
     ) -> Result<Material, Error> {
-        let (stores, spec) = (Arc::clone(&self.stores), spec.clone());
-        blocking(move || stores.gather(&spec, progress.as_ref())).await
+        let (stores, row) = (Arc::clone(&self.stores), row.clone());
+        blocking(move || stores.gather(&row, progress.as_ref())).await
+    }
+
+    /// Does something with the library of images where blocking is allowed.
+    pub(crate) async fn with_library<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&ImageLibrary) -> Result<T, Error> + Send + 'static,
+    {
+        let stores = Arc::clone(&self.stores);
+        blocking(move || work(&stores.library)).await
+    }
+
+    /// The runtimes of this host.
+    pub(crate) fn runtimes(&self) -> &Runtimes {
+        &self.stores.runtimes
+    }
+
+    /// Lets go of what a sandbox held.
+    pub(crate) async fn unpin(&self, id: &str) -> Result<(), Error> {
+        let id = id.to_owned();
+        self.with_library(move |library| Ok(library.unpin(&id)?))
+            .await
+    }
+
+    /// Lets go of what sandboxes that live no more held. Other owners' pins are not touched.
+    pub(crate) async fn retain_pins(
+        &self,
+        lives: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        self.with_library(move |library| {
+            Ok(library.retain_pins(&|owner| !is_sandbox_id(owner) || lives(owner))?)
+        })
+        .await
+    }
+
+    /// Refuses what is not there, or no name of an image, before a row exists; returns the word
+    /// under which the image is shown.
+    pub(crate) fn check_sources(&self, spec: &SandboxSpec) -> Result<String, Error> {
+        for path in [&spec.kernel, &spec.modules].into_iter().flatten() {
+            exists(path, ErrorCode::KernelFailed, "the kernel")?;
+        }
+        if let ImageChoice::Path(path) = ImageChoice::of(spec, &self.stores.runtimes)? {
+            exists(&path, ErrorCode::ImageFailed, "the image")?;
+        }
+        let named = spec.runtime.as_ref().or(spec.image.as_ref());
+        Ok(named.map_or(DEFAULT_IMAGE, String::as_str).to_owned())
     }
 
     /// Makes a sandbox's own writable disk, sparse.
@@ -106,20 +166,59 @@ impl Materials {
 }
 
 impl Stores {
-    fn gather(&self, spec: &SandboxSpec, progress: &dyn Progress) -> Result<Material, Error> {
-        let kernel = self.kernels.ensure(&kernel_source(spec), progress)?;
+    fn gather(&self, row: &SandboxRow, progress: &dyn Progress) -> Result<Material, Error> {
+        let kernel = self.kernels.ensure(&kernel_source(&row.spec), progress)?;
         let initramfs = self.initramfs.ensure(AGENT, &kernel)?;
-        let image = match &spec.image {
-            Some(path) => self.import(Path::new(path), progress)?,
-            None => self.default_image(progress)?,
-        };
+        let (image, image_config) = self.image(row, progress)?;
         Ok(Material {
             kernel: kernel.vmlinux,
             initramfs,
             filesystem: image.filesystem,
             image_id: image.id.to_string(),
+            image_config,
             rootfs: image.path,
         })
+    }
+
+    /// The image that the sandbox began with: its scratch disk holds changes to that very one. At
+    /// its first start, what its spec means now.
+    fn image(
+        &self,
+        row: &SandboxRow,
+        progress: &dyn Progress,
+    ) -> Result<(Image, Option<ImageConfig>), Error> {
+        let began_with = row.image_id.as_ref().and_then(|id| id.parse().ok());
+        if let Some(id) = &began_with
+            && let Some(image) = self.images.get(id)?
+        {
+            return Ok((image, row.image_config.clone()));
+        }
+        let (image, config) = match ImageChoice::of(&row.spec, &self.runtimes)? {
+            ImageChoice::Default => (self.default_image(progress)?, None),
+            ImageChoice::Path(path) => (self.import(&path, progress)?, None),
+            ImageChoice::Reference(name) => self.pull(row, name, progress)?,
+        };
+        match began_with {
+            Some(id) if id != image.id && !row.spec.tmpfs => Err(no_longer_the_same(&id)),
+            _ => Ok((image, config)),
+        }
+    }
+
+    /// An image of a registry, pinned for the sandbox before anyone could remove it.
+    fn pull(
+        &self,
+        row: &SandboxRow,
+        name: Reference,
+        progress: &dyn Progress,
+    ) -> Result<(Image, Option<ImageConfig>), Error> {
+        let request = PullRequest {
+            policy: row.spec.pull,
+            keyring: Keyring::of_user(),
+            pin: Some(row.id.clone()),
+            ..PullRequest::new(name)
+        };
+        let pulled = self.library.pull(&request, progress)?;
+        Ok((pulled.rootfs, Some(pulled.config)))
     }
 
     fn import(&self, path: &Path, progress: &dyn Progress) -> Result<Image, Error> {
@@ -176,16 +275,11 @@ fn layers(image: default_image::DefaultImage) -> Result<Vec<LayerSource>, Error>
     Ok(layers)
 }
 
-/// Refuses what is not there before a row exists; returns the word under which the image is shown.
-pub(crate) fn check_sources(spec: &SandboxSpec) -> Result<String, Error> {
-    for path in [&spec.kernel, &spec.modules].into_iter().flatten() {
-        exists(path, ErrorCode::KernelFailed, "the kernel")?;
-    }
-    let Some(image) = &spec.image else {
-        return Ok(DEFAULT_IMAGE.to_owned());
-    };
-    exists(Path::new(image), ErrorCode::ImageFailed, "the image")?;
-    Ok(image.clone())
+fn no_longer_the_same(id: &ImageId) -> Error {
+    let message =
+        format!("image {id}, which the sandbox began with, is gone, and its name means another");
+    Error::new(ErrorCode::ImageFailed, message)
+        .with_hint("what the sandbox wrote fits no other image: remove it and run it anew")
 }
 
 fn exists(path: &Path, code: ErrorCode, what: &str) -> Result<(), Error> {
@@ -196,7 +290,7 @@ fn exists(path: &Path, code: ErrorCode, what: &str) -> Result<(), Error> {
     })
 }
 
-async fn blocking<T, F>(work: F) -> Result<T, Error>
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,

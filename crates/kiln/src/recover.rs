@@ -21,6 +21,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     for row in rows {
         recover_one(shared, row).await?;
     }
+    let lives = known.clone();
+    shared
+        .materials
+        .retain_pins(move |id| lives.contains(id))
+        .await?;
     for dir in [
         shared.directories.machines(),
         shared.directories.sandboxes(),

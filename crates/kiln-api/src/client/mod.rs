@@ -6,6 +6,7 @@
 mod connection;
 mod error;
 mod exec_stream;
+mod images;
 mod log_stream;
 
 use std::path::{Path, PathBuf};
@@ -233,16 +234,20 @@ impl Client {
 
 /// Path of a sandbox's resource; `key` is escaped, since it comes from a user.
 fn sandbox_path(key: &str, rest: &str) -> String {
-    let mut path = String::from("/v1/sandboxes/");
+    format!("/v1/sandboxes/{}{rest}", escape(key))
+}
+
+/// A user's text as one segment of a path.
+fn escape(key: &str) -> String {
+    let mut segment = String::new();
     for byte in key.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => segment.push(char::from(byte)),
             // A dot is escaped too: `..` would name another resource.
-            other => path.push_str(&format!("%{other:02X}")),
+            other => segment.push_str(&format!("%{other:02X}")),
         }
     }
-    path.push_str(rest);
-    path
+    segment
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod daemon;
 pub(crate) mod exec;
+pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod logs;
 pub(crate) mod ps;
@@ -48,6 +49,8 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Start(args) => start::run(&args, daemon, output).await,
         Command::Stop(args) => stop::run(&args, daemon, output).await,
         Command::Rm(args) => rm::run(&args, daemon, output).await,
+        Command::Pull(args) => image::pull(args, daemon, output).await,
+        Command::Image(args) => image::run(args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,

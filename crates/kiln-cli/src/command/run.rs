@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use kiln_api::{CreateSandbox, RunRequest};
 
-use super::shared::CommandArgs;
+use super::{image::Pull, shared::CommandArgs};
 use crate::{
     Failure, Output,
     cli::Engine,
@@ -20,7 +20,7 @@ use crate::{
 
 /// Create a sandbox, run a command in it, and remove it
 ///
-/// Without a command, runs a shell. Ctrl-C reaches the command; a second one removes the sandbox.
+/// Without a command, runs the image's own, or a shell. Ctrl-C reaches the command; a second one removes the sandbox.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Name to find the sandbox by
@@ -64,16 +64,31 @@ pub(crate) struct RunArgs {
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
-    /// Image to boot: a tar, a directory, or an ext4 or squashfs file
+    /// When to ask the registry for the image
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pull: Option<Pull>,
+    /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
+    /// Run this instead of the image's entrypoint and command; "" runs just COMMAND
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
+    /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, after `--`
+    /// Command and its arguments; without an image, or with --runtime, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
 
 impl RunArgs {
-    /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image.
+    /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
+    /// it with `--runtime`, which names one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
+        if self.runtime.is_some() {
+            self.words.splice(..0, self.image.take());
+            return;
+        }
         let Some(image) = &self.image else { return };
         // All that follows the image is the command, word for word, so it is counted from the end.
         let mut before = typed.iter().rev().skip(self.words.len());
@@ -96,6 +111,8 @@ impl RunArgs {
         let sandbox = CreateSandbox {
             name: self.name,
             image: self.image.map(image).transpose()?,
+            runtime: self.runtime,
+            pull: self.pull.map(Into::into),
             engine: self.engine.map(Into::into),
             vcpus: self.cpus,
             mem_mib: self.memory.map(Mebibytes::as_u32),
@@ -109,6 +126,7 @@ impl RunArgs {
         Ok(RunRequest {
             sandbox,
             exec,
+            entrypoint: self.entrypoint.map(|program| vec![program]),
             keep: self.keep,
             detach: self.detach,
         })
@@ -217,6 +235,8 @@ mod tests {
             "kiln run -d -i img",
             "kiln run --engine vmware",
             "kiln run -e =x",
+            "kiln run --pull sometimes img",
+            "kiln run --entrypoint",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -242,6 +262,27 @@ mod tests {
         assert_eq!(request.exec.cwd.as_deref(), Some("/w"));
         assert_eq!(request.exec.user.as_deref(), Some("u:g"));
         assert!(request.keep && !request.detach);
+    }
+
+    #[test]
+    fn pull_runtime_and_entrypoint_arrive() {
+        let of_image = request("kiln run --pull always --entrypoint /bin/x img a");
+        assert_eq!(of_image.sandbox.pull, Some(kiln_api::PullPolicy::Always));
+        assert_eq!(of_image.entrypoint, Some(words("/bin/x")));
+        assert_eq!(of_image.exec.argv, words("a"));
+        for line in [
+            "kiln run --runtime python3.13 python x",
+            "kiln run --runtime python3.13 -- python x",
+        ] {
+            let request = request(line);
+            assert_eq!(request.sandbox.runtime.as_deref(), Some("python3.13"));
+            assert_eq!(request.sandbox.image, None, "{line}");
+            assert_eq!(request.exec.argv, words("python x"), "{line}");
+        }
+        let dashed = request("kiln run --runtime base -- ls -l").exec.argv;
+        assert_eq!(dashed, words("ls -l"));
+        let bare = request("kiln run --runtime base").exec.argv;
+        assert!(bare.is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Sizes as they are typed.
+//! Sizes and spans of time as they are typed, and sizes as they are shown.
 
 use std::str::FromStr;
 
@@ -38,6 +38,59 @@ impl FromStr for Mebibytes {
     }
 }
 
+/// A span of time: a number with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(u64);
+
+impl Span {
+    pub(crate) fn as_secs(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Span {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WRONG: &str = "not a span of time: write 90s, 30m, 24h or 7d";
+        let seconds = match text.chars().next_back() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86_400,
+            _ => return Err(WRONG),
+        };
+        let number = &text[..text.len() - 1];
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(WRONG);
+        }
+        let number: u64 = number.parse().map_err(|_| WRONG)?;
+        number
+            .checked_mul(seconds)
+            .map(Self)
+            .ok_or("the span is too long")
+    }
+}
+
+/// A number of bytes in its largest unit, as `5.0M`.
+pub(crate) fn bytes(number: u64) -> String {
+    const UNITS: [(u64, char); 4] = [
+        (1 << 40, 'T'),
+        (1 << 30, 'G'),
+        (1 << 20, 'M'),
+        (1 << 10, 'K'),
+    ];
+    let unit = UNITS.into_iter().find(|(size, _)| number >= *size);
+    match unit {
+        None => format!("{number}B"),
+        Some((size, unit)) => {
+            let (whole, rest) = (number / size, number % size);
+            // No unit is so large that ten times a rest overflows.
+            format!("{whole}.{}{unit}", rest * 10 / size)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,5 +121,34 @@ mod tests {
         ] {
             assert!(text.parse::<Mebibytes>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn spans_have_units() {
+        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("7d", 604_800)] {
+            assert_eq!(text.parse(), Ok(Span(seconds)), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "5",
+            "-1s",
+            "1.5h",
+            "1w",
+            "+1s",
+            "99999999999999999d",
+            "1²",
+        ] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_short() {
+        let shown = [0, 1023, 1024, 1536, 5 << 20, u64::MAX].map(bytes);
+        assert_eq!(
+            shown,
+            ["0B", "1023B", "1.0K", "1.5K", "5.0M", "16777215.9T"]
+        );
     }
 }

@@ -199,7 +199,8 @@ impl Session {
             }
             ServerControl::Timings(timings) => self.timings = Some(timings),
             ServerControl::Error(report) => return Err(Failure::reported(report)),
-            ServerControl::Unknown => {}
+            // A session has nothing to do with images.
+            ServerControl::Images { .. } | ServerControl::Unknown => {}
         }
         Ok(None)
     }

@@ -1,5 +1,7 @@
 //! Between the contract's shapes and the library's, so that each can change without the other.
 
+use std::time::SystemTime;
+
 use kiln::{EngineKind, EnginePreference, ExecExit, ExecSpec, SandboxSpec, SandboxState};
 
 pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
@@ -7,6 +9,8 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
     SandboxSpec {
         name: request.name,
         image: request.image,
+        runtime: request.runtime,
+        pull: request.pull.map_or(default.pull, pull_policy),
         engine: request.engine.map_or(default.engine, engine_preference),
         vcpus: request.vcpus.unwrap_or(default.vcpus),
         mem_mib: request.mem_mib.unwrap_or(default.mem_mib),
@@ -17,6 +21,14 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         hostname: request.hostname,
         ephemeral: false,
         allow_insecure_vmm: request.allow_insecure_vmm,
+    }
+}
+
+pub(super) fn pull_policy(policy: kiln_api::PullPolicy) -> kiln::PullPolicy {
+    match policy {
+        kiln_api::PullPolicy::Always => kiln::PullPolicy::Always,
+        kiln_api::PullPolicy::Missing => kiln::PullPolicy::Missing,
+        kiln_api::PullPolicy::Never => kiln::PullPolicy::Never,
     }
 }
 
@@ -147,4 +159,40 @@ fn acceleration(acceleration: kiln::Acceleration) -> kiln_api::Acceleration {
         kiln::Acceleration::Kvm => kiln_api::Acceleration::Kvm,
         kiln::Acceleration::Tcg => kiln_api::Acceleration::Tcg,
     }
+}
+
+pub(super) fn image(info: kiln::ImageInfo) -> kiln_api::Image {
+    kiln_api::Image {
+        unique_bytes: info.unique_bytes(),
+        id: info.id.to_string(),
+        names: info.names,
+        manifest: info.manifest.map(|digest| digest.to_string()),
+        platform: info.platform.to_string(),
+        size_bytes: info.size_bytes,
+        added_at_ms: unix_ms(info.added),
+        last_used_at_ms: unix_ms(info.last_used),
+        used_by: info.pinned_by,
+        layers: info.layers.iter().map(ToString::to_string).collect(),
+        config: image_config(info.config),
+    }
+}
+
+fn image_config(config: kiln::ImageConfig) -> kiln_api::ImageConfig {
+    kiln_api::ImageConfig {
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        env: config.env,
+        user: config.user,
+        working_dir: config.working_dir,
+        stop_signal: config.stop_signal,
+        exposed_ports: config.exposed_ports,
+        labels: config.labels,
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }

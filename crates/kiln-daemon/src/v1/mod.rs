@@ -3,6 +3,7 @@
 pub(crate) mod convert;
 mod exec;
 mod host;
+mod images;
 mod logs;
 mod run;
 mod sandboxes;
@@ -49,6 +50,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             "/v1/sandboxes/{key}/sessions/{session}/attach",
             get(exec::attach),
         )
+        .merge(images::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

@@ -57,7 +57,10 @@ impl Run {
             Err(end) => return self.stream.end_with(end).await,
         };
         let ephemeral = Ephemeral::new(&self.app, created.id.clone(), keep);
-        let end = match self.start_and_exec(&created, request.exec, detach).await {
+        let end = match self
+            .start_and_exec(&created, request.exec, request.entrypoint, detach)
+            .await
+        {
             Ok(end) | Err(end) => end,
         };
         self.finish(end, ephemeral).await;
@@ -72,7 +75,8 @@ impl Run {
     async fn start_and_exec(
         &mut self,
         created: &SandboxInfo,
-        request: ExecRequest,
+        mut request: ExecRequest,
+        entrypoint: Option<Vec<String>>,
         detach: bool,
     ) -> Result<End, End> {
         let (id, name) = (created.id.clone(), created.name.clone());
@@ -83,9 +87,16 @@ impl Run {
             })
             .await?;
         self.start(&id).await?;
-        if detach && request.argv.is_empty() {
+        let main = self
+            .app
+            .host
+            .main_command(&id, entrypoint.as_deref(), &request.argv)
+            .await
+            .map_err(|error| End::Failed(error.into()))?;
+        if detach && main.is_none() {
             return Ok(End::Detached);
         }
+        request.argv = main.unwrap_or_default();
         let asked = Instant::now();
         let mut spec = convert::exec_spec(request);
         // Removing the sandbox ends the command anyway, and one that is kept keeps its command.

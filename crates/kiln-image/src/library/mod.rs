@@ -20,6 +20,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
 
 use catalog::{Catalog, Record};
 pub use error::LibraryError;
@@ -39,7 +40,8 @@ use crate::rootfs::{Action, ImageError};
 use crate::store::{ImageId, ImageStore};
 
 /// When to ask the registry for an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PullPolicy {
     /// Each time: names move.
     Always,

@@ -204,12 +204,14 @@ impl Driver {
             live,
             engine,
             image_id,
+            image_config,
             warnings,
             timings,
         } = launched;
         self.row.engine = Some(engine);
         self.row.machine = Some(live.machine.record().clone());
         self.row.image_id = Some(image_id);
+        self.row.image_config = image_config;
         self.row.warnings = warnings;
         self.row.timings = Some(timings);
         self.row.started_at_ms = Some(crate::clock::now_ms());

@@ -19,6 +19,11 @@ pub(crate) fn random_id() -> Result<String, Error> {
     Ok(bytes.iter().enumerate().map(letter).collect())
 }
 
+/// Whether a text looks like one.
+pub(crate) fn is_sandbox_id(text: &str) -> bool {
+    text.len() == LENGTH && text.bytes().all(|byte| ALPHABET.contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +33,7 @@ mod tests {
         let (one, two) = (random_id().expect("id"), random_id().expect("id"));
         assert_ne!(one, two);
         assert!(one.len() == LENGTH && one.bytes().all(|b| ALPHABET.contains(&b)));
+        assert!(is_sandbox_id(&one) && !is_sandbox_id("snapshot-one"));
         assert!(one.starts_with(|c: char| c.is_ascii_lowercase()));
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_image::Progress;
+use kiln_image::oci::ImageConfig;
 use kiln_vmm::{
     BootTimings, Disk, Engine, EngineKind, Machine, MachineError, MachineSpec, SpawnError,
 };
@@ -28,6 +29,7 @@ pub(crate) struct Launched {
     pub(crate) live: Live,
     pub(crate) engine: EngineKind,
     pub(crate) image_id: String,
+    pub(crate) image_config: Option<ImageConfig>,
     pub(crate) warnings: Vec<String>,
     pub(crate) timings: Timings,
 }
@@ -61,7 +63,7 @@ async fn run_phases(
 ) -> Result<Launched, Error> {
     let began = Instant::now();
     let chosen = shared.engines.choose(row.spec.engine).await?;
-    let gathering = shared.materials.gather(&row.spec, progress);
+    let gathering = shared.materials.gather(row, progress);
     let material = unless(cancel, row, gathering).await??;
     let disks = make_disks(shared, row, &material, undo).await?;
     let prepared = began.elapsed();
@@ -70,7 +72,7 @@ async fn run_phases(
     let spawning = Instant::now();
     let machine = spawn(shared, row, &chosen, &material, disks, undo).await?;
     let spawned = spawning.elapsed();
-    record(shared, row, &machine, &chosen).await?;
+    record(shared, row, &machine, &chosen, &material).await?;
     // Before the guest runs: it dials as soon as it can.
     let link = meet_agent(row, &machine, undo)?;
     let booted = machine.boot().await.map_err(start_failed)?;
@@ -80,6 +82,7 @@ async fn run_phases(
     Ok(Launched {
         engine: chosen.engine.kind(),
         image_id: material.image_id,
+        image_config: material.image_config,
         warnings: chosen.warning.into_iter().collect(),
         timings: timings(prepared, spawned, booted, kernel, agent),
         live: Live::new(machine, link),
@@ -194,14 +197,18 @@ fn machine_spec(
 }
 
 /// Before the guest runs it is written down whose process it is: a daemon that dies from here on
-/// is followed by one that adopts or ends it.
+/// is followed by one that adopts or ends it. And of which image it is: what the guest writes to its
+/// scratch disk fits no other.
 async fn record(
     shared: &Shared,
     row: &SandboxRow,
     machine: &Arc<dyn Machine>,
     chosen: &Chosen,
+    material: &Material,
 ) -> Result<(), Error> {
     let mut row = row.clone();
+    row.image_id = Some(material.image_id.clone());
+    row.image_config.clone_from(&material.image_config);
     row.machine = Some(machine.record().clone());
     row.engine = Some(chosen.engine.kind());
     shared

@@ -10,7 +10,7 @@ mod state;
 mod stop;
 mod undo;
 
-pub(crate) use id::random_id;
+pub(crate) use id::{is_sandbox_id, random_id};
 pub use info::{SandboxInfo, Timings};
 pub use spec::SandboxSpec;
 pub use state::SandboxState;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kiln_image::library::PullPolicy;
 use kiln_vmm::EnginePreference;
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +28,13 @@ pub(super) const MAX_DISK_MIB: u64 = 16 * 1024 * 1024;
 pub struct SandboxSpec {
     /// A name, unique among sandboxes: 1 to 63 of `[a-z0-9-]`, a letter or digit at both ends.
     pub name: Option<String>,
-    /// Path of a tar, directory or filesystem image; Kiln's own small Debian when unset.
+    /// A path (`/…`, `./…`, `../…`) of a tar, directory or filesystem image, the name of a runtime,
+    /// or an image by its reference; Kiln's own small Debian when unset.
     pub image: Option<String>,
+    /// Instead of an image: the runtime of this name.
+    pub runtime: Option<String>,
+    /// When to ask the registry for the image.
+    pub pull: PullPolicy,
     /// Which engine runs it.
     pub engine: EnginePreference,
     /// Virtual processors, 1 to 32.
@@ -58,6 +64,8 @@ impl Default for SandboxSpec {
         Self {
             name: None,
             image: None,
+            runtime: None,
+            pull: PullPolicy::default(),
             engine: EnginePreference::Auto,
             vcpus: 1,
             mem_mib: 512,
@@ -114,6 +122,9 @@ impl SandboxSpec {
                 "disk_mib is {}, not {MIN_DISK_MIB} to {MAX_DISK_MIB}",
                 self.disk_mib
             ));
+        }
+        if self.image.is_some() && self.runtime.is_some() {
+            faults.push("image and runtime are both given: one is the other's name".to_owned());
         }
         if self.modules.is_some() && self.kernel.is_none() {
             faults.push("modules belong to a kernel, and none is given".to_owned());

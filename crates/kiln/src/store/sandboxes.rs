@@ -1,5 +1,6 @@
 //! Rows of sandboxes.
 
+use kiln_image::oci::ImageConfig;
 use kiln_vmm::{EngineKind, MachineRecord};
 #[cfg(test)]
 use rusqlite::OptionalExtension;
@@ -44,6 +45,7 @@ pub(crate) struct SandboxRow {
     pub(crate) spec: SandboxSpec,
     pub(crate) image: String,
     pub(crate) image_id: Option<String>,
+    pub(crate) image_config: Option<ImageConfig>,
     pub(crate) state: SandboxState,
     pub(crate) intent: Option<Intent>,
     pub(crate) engine: Option<EngineKind>,
@@ -62,9 +64,10 @@ impl Sandboxes<'_> {
     /// Adds a row.
     pub(crate) fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
-                       machine, reason, warnings, timings, created_at_ms, started_at_ms)
+                       machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
-                       :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms)";
+                       :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
+                       :image_config)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -74,7 +77,7 @@ impl Sandboxes<'_> {
                        image_id = :image_id, state = :state, intent = :intent, engine = :engine,
                        machine = :machine, reason = :reason, warnings = :warnings,
                        timings = :timings, created_at_ms = :created_at_ms,
-                       started_at_ms = :started_at_ms
+                       started_at_ms = :started_at_ms, image_config = :image_config
                    WHERE id = :id";
         self.bind(sql, row)
     }
@@ -125,6 +128,7 @@ impl Sandboxes<'_> {
             ":timings": row.timings.as_ref().map(json).transpose()?,
             ":created_at_ms": row.created_at_ms,
             ":started_at_ms": row.started_at_ms,
+            ":image_config": row.image_config.as_ref().map(json).transpose()?,
         })?;
         Ok(())
     }
@@ -150,6 +154,7 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         spec: parse(row.get("spec")?)?,
         image: row.get("image")?,
         image_id: row.get("image_id")?,
+        image_config: optional(row.get("image_config")?)?,
         state: SandboxState::parse(&state)
             .ok_or_else(|| StoreError::Corrupt(format!("state {state:?}")))?,
         intent: intent
@@ -193,6 +198,10 @@ mod tests {
             },
             image: "debian".into(),
             image_id: None,
+            image_config: Some(ImageConfig {
+                user: "app".into(),
+                ..ImageConfig::default()
+            }),
             state: SandboxState::Created,
             intent: Some(Intent::Start),
             engine: Some(EngineKind::Qemu),

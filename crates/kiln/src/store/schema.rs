@@ -34,6 +34,8 @@ const STEPS: &[&str] = &[
         UNIQUE (kind, number)
     ) STRICT;
 ",
+    // How the image that a sandbox began with wants to be run, as JSON.
+    "ALTER TABLE sandboxes ADD COLUMN image_config TEXT;",
 ];
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
