@@ -267,7 +267,11 @@ fn an_image_stays_as_long_as_a_sandbox_needs_it() {
     assert_eq!(exec().expect_code(0).text(), "app\n/srv\nred\none\nmine\n");
 
     // A daemon that died forgets none of it.
-    signal(stage.daemon_pid(), Signal::KILL);
+    let daemon = stage.daemon_pid();
+    signal(daemon, Signal::KILL);
+    eventually("the daemon is gone", || {
+        !Path::new(&format!("/proc/{daemon}/exe")).exists()
+    });
     assert_eq!(exec().expect_code(0).text(), "app\n/srv\nred\none\nmine\n");
 
     let refused = stage

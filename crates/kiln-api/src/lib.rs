@@ -32,6 +32,12 @@
 //! | `POST /v1/prune` | [`PruneImages`] | [`PrunedImages`] |
 //! | WebSocket `/v1/pull` | [`PullImage`] | a stream that ends with `images` |
 //! | WebSocket `/v1/import` | [`ImportImage`] | a stream that ends with `images` |
+//! | `GET /v1/volumes` | | array of [`Volume`] |
+//! | `POST /v1/volumes` | [`CreateVolume`] | 201, [`Volume`] |
+//! | `GET /v1/volumes/{name}` | | [`Volume`] |
+//! | `DELETE /v1/volumes/{name}` | | 204 |
+//! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
+//! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -45,6 +51,7 @@ mod host;
 mod image;
 mod sandbox;
 pub mod stream;
+mod volume;
 
 pub use client::{Client, ClientError};
 pub use error::{ErrorBody, ErrorReport, code};
@@ -57,6 +64,7 @@ pub use image::{
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
 };
+pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 
 /// Header by which each side tells the other the version of Kiln it is.
 ///

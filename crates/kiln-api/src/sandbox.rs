@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PullPolicy;
+use crate::{PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct CreateSandbox {
     /// Path of a kernel on the daemon's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// Disks that outlive it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
     /// Directory of that kernel's modules on the daemon's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modules: Option<String>,

@@ -10,8 +10,8 @@
 
 use bytes::Bytes;
 use kiln_api::{
-    CreateSandbox, ErrorBody, ErrorReport, ExecRequest, ExitStatus, RunRequest, Sandbox,
-    SandboxState, StopSandbox, TerminalSize, Timings,
+    CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus, PruneImages,
+    PullImage, PullPolicy, RunRequest, Sandbox, SandboxState, StopSandbox, TerminalSize, Timings,
     stream::{
         BytesDone, Channel, ClientControl, MAX_CHUNK, MAX_MESSAGE, ProgressStep, ServerControl,
         StreamError, decode, encode,
@@ -221,4 +221,35 @@ proptest! {
         let _ = ClientControl::parse(&text);
         let _ = ServerControl::parse(&text);
     }
+}
+
+#[test]
+fn requests_of_images_and_volumes_are_these_bytes_and_refuse_others() {
+    let request: RunRequest = serde_json::from_value(json!({
+        "sandbox": {
+            "runtime": "base",
+            "pull": "never",
+            "volumes": [{"volume": "data", "path": "/srv"}],
+        },
+        "entrypoint": ["/bin/x"],
+    }))
+    .unwrap();
+    assert_eq!(request.sandbox.pull, Some(PullPolicy::Never));
+    assert!(!request.sandbox.volumes[0].read_only);
+    assert_eq!(request.entrypoint, Some(vec!["/bin/x".to_owned()]));
+    let pull = PullImage {
+        image: "alpine".into(),
+        policy: None,
+    };
+    assert_eq!(
+        serde_json::to_string(&pull).unwrap(),
+        r#"{"image":"alpine"}"#
+    );
+    assert!(serde_json::from_str::<PullImage>(r#"{"image":"a","polcy":"never"}"#).is_err());
+    assert!(serde_json::from_str::<PruneImages>(r#"{"al":true}"#).is_err());
+    assert!(serde_json::from_str::<CreateVolume>(r#"{"name":"a","size":1}"#).is_err());
+    let text = r#"{"type":"images","images":[]}"#;
+    let images = ServerControl::Images { images: Vec::new() };
+    assert_eq!(serde_json::to_string(&images).unwrap(), text);
+    assert_eq!(ServerControl::parse(text).unwrap(), images);
 }

@@ -99,6 +99,7 @@ pub(crate) enum Command {
     Logs(command::logs::LogsArgs),
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
+    Volume(command::volume::VolumeArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

@@ -119,6 +119,9 @@ impl Directories {
     pub(crate) fn image_settings(&self) -> PathBuf {
         self.data.join("images.json")
     }
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.data.join("volumes")
+    }
     pub(crate) fn kernels(&self) -> PathBuf {
         self.data.join("kernels")
     }

@@ -37,6 +37,12 @@ pub enum ErrorCode {
     RegistryDenied,
     /// The registry fails, lies, or cannot be reached.
     PullFailed,
+    /// There is no such volume.
+    VolumeNotFound,
+    /// Someone has the volume.
+    VolumeInUse,
+    /// The volume cannot be made, checked or grown.
+    VolumeFailed,
     /// The kernel cannot be found, read or fetched.
     KernelFailed,
     /// No engine can be used on this host.
@@ -81,6 +87,9 @@ impl ErrorCode {
             Self::ImageInUse => "IMAGE_IN_USE",
             Self::RegistryDenied => "REGISTRY_DENIED",
             Self::PullFailed => "PULL_FAILED",
+            Self::VolumeNotFound => "VOLUME_NOT_FOUND",
+            Self::VolumeInUse => "VOLUME_IN_USE",
+            Self::VolumeFailed => "VOLUME_FAILED",
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
@@ -101,13 +110,17 @@ impl ErrorCode {
     pub fn http_status(self) -> u16 {
         match self {
             Self::InvalidSpec | Self::InvalidConfig | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound => 404,
+            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
+                404
+            }
             Self::NameTaken
             | Self::InvalidState
             | Self::DataDirInUse
             | Self::DataDirTooNew
-            | Self::ImageInUse => 409,
+            | Self::ImageInUse
+            | Self::VolumeInUse => 409,
             Self::ImageFailed
+            | Self::VolumeFailed
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable

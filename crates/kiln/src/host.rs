@@ -23,6 +23,7 @@ use crate::recover;
 use crate::sandbox::driver::{self, Command, DriverHandle, View};
 use crate::sandbox::{SandboxInfo, SandboxSpec, SandboxState, random_id};
 use crate::store::{SandboxRow, Sandboxes, Store};
+use crate::volumes::Volumes;
 
 /// The owner of a data directory. Clones share it; see [`HostConfig`] for an example.
 #[derive(Clone)]
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
+    pub(crate) volumes: Volumes,
     pub(crate) events: Events,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Arc<Semaphore>,
@@ -96,6 +98,7 @@ impl Host {
         let shared = Arc::new(Shared {
             engines: Engines::new(&config, directories.cache()),
             materials: Materials::open(&directories)?,
+            volumes: Volumes::open(directories.volumes())?,
             events: Events::new(),
             drivers: RwLock::default(),
             boots: Arc::new(Semaphore::new(parallel_boots(&config))),

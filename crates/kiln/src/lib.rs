@@ -20,6 +20,7 @@ mod process;
 mod recover;
 mod sandbox;
 mod store;
+mod volumes;
 
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
@@ -29,8 +30,10 @@ pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalS
 pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
+pub use kiln_image::Volume;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
 pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
-pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings};
+pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
+pub use volumes::{NewVolume, VolumeSource};

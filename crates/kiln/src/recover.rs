@@ -73,9 +73,11 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
         }
     };
     let link = launch::open_link(row, machine.as_ref());
-    link.inspect_err(|error| warn!(id = %row.id, %error, "a machine has no agent and is ended"))
+    let claimed = link.and_then(|link| Ok((link, shared.volumes.claim(row)?)));
+    claimed
+        .inspect_err(|error| warn!(id = %row.id, %error, "a machine is no use and is ended"))
         .ok()
-        .map(|link| Live::new(machine, link))
+        .map(|(link, volumes)| Live::new(machine, link, volumes))
 }
 
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.

@@ -1,7 +1,7 @@
 //! What the kernel's command line says to the agent: `kiln.root=`, `kiln.rootfs=`,
-//! `kiln.scratch=`, `kiln.poweroff=`.
+//! `kiln.scratch=`, `kiln.volume=`, `kiln.poweroff=`.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// How the machine is switched off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,16 @@ pub(crate) struct RootSpec {
     pub(crate) device: PathBuf,
     pub(crate) filesystem: String,
     pub(crate) scratch: Scratch,
+    /// In the order of their arguments.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A disk that outlives the machine: `kiln.volume=/dev/vdc:/data[:ro]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Volume {
+    pub(crate) device: PathBuf,
+    pub(crate) target: PathBuf,
+    pub(crate) read_only: bool,
 }
 
 /// All of it.
@@ -98,6 +108,7 @@ fn root(line: &str) -> Result<Option<RootSpec>, CmdlineError> {
         device,
         filesystem,
         scratch: scratch(line)?,
+        volumes: volumes(line)?,
     }))
 }
 
@@ -109,6 +120,36 @@ fn scratch(line: &str) -> Result<Scratch, CmdlineError> {
         Some(other) => unknown(NAME, other),
         None => Err(CmdlineError::Missing(NAME)),
     }
+}
+
+/// Every one of them counts, other than with arguments that say one thing.
+fn volumes(line: &str) -> Result<Vec<Volume>, CmdlineError> {
+    const NAME: &str = "kiln.volume";
+    line.split_ascii_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .filter(|(key, _)| *key == NAME)
+        .map(|(_, value)| volume(value).map_or_else(|| unknown(NAME, value), Ok))
+        .collect()
+}
+
+fn volume(value: &str) -> Option<Volume> {
+    let mut parts = value.split(':');
+    let (device, target) = (parts.next()?, Path::new(parts.next()?));
+    let read_only = match parts.next() {
+        None => false,
+        Some("ro") => true,
+        Some(_) => return None,
+    };
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    let fits = device.starts_with("/dev/")
+        && target.is_absolute()
+        && target.components().all(plain)
+        && target.parent().is_some();
+    (fits && parts.next().is_none()).then(|| Volume {
+        device: device.into(),
+        target: target.to_owned(),
+        read_only,
+    })
 }
 
 fn unknown<T>(name: &'static str, value: &str) -> Result<T, CmdlineError> {
@@ -151,6 +192,33 @@ mod tests {
         assert_eq!(line.switch_off, SwitchOff::Reboot);
         assert_eq!(line.root.unwrap().scratch, Scratch::Tmpfs);
         assert_eq!(parse("kiln.root=none").unwrap().root, None);
+    }
+
+    #[test]
+    fn every_volume_counts_in_order() {
+        let line = format!("{LINE} kiln.volume=/dev/vdc:/data kiln.volume=/dev/vdd:/a/b:ro");
+        let volumes = parse(&line).unwrap().root.unwrap().volumes;
+        let expected = [("/dev/vdc", "/data", false), ("/dev/vdd", "/a/b", true)];
+        let expected = expected.map(|(device, target, read_only)| Volume {
+            device: device.into(),
+            target: target.into(),
+            read_only,
+        });
+        assert_eq!(volumes, expected);
+        for wrong in [
+            "",
+            "/dev/vdc",
+            "/dev/vdc:",
+            "/dev/vdc:data",
+            "/dev/vdc:/",
+            "/dev/vdc:/a/../b",
+            "x:/a",
+            "/dev/vdc:/a:rw",
+            "/dev/vdc:/a:ro:",
+        ] {
+            let line = format!("{LINE} kiln.volume={wrong}");
+            assert!(parse(&line).is_err(), "{wrong}");
+        }
     }
 
     #[test]

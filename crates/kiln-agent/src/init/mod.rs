@@ -84,6 +84,9 @@ pub(crate) fn bring_up(marks: &mut Marks) -> Result<Cmdline, InitError> {
         marks.set("switch-root");
     }
     system::furnish();
+    if let Some(spec) = &cmdline.root {
+        shutdown::remember_volumes(root::mount_volumes(&spec.volumes)?);
+    }
     marks.set("system");
     Ok(cmdline)
 }

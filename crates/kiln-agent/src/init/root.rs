@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount_move};
 
 use super::InitError;
-use super::cmdline::{RootSpec, Scratch};
+use super::cmdline::{RootSpec, Scratch, Volume};
 
 const IMAGE: &str = "/image";
 const OWN: &str = "/own";
@@ -70,6 +70,27 @@ fn mount_scratch(scratch: &Scratch) -> Result<(), InitError> {
             filesystem(device, "ext4", OWN, MountFlags::NOATIME, "")
         }
     }
+}
+
+/// Mounts the volumes in the finished root, so that links on the way lead where they do for the
+/// guest's own programs. Gives back the roots of their filesystems.
+pub(super) fn mount_volumes(volumes: &[Volume]) -> Result<Vec<File>, InitError> {
+    volumes.iter().map(mount_volume).collect()
+}
+
+fn mount_volume(volume: &Volume) -> Result<File, InitError> {
+    wait_for(&volume.device)?;
+    step("make a mount point", fs::create_dir_all(&volume.target))?;
+    let target = volume.target.to_string_lossy();
+    let mount = |flags, options| filesystem(&volume.device, "ext4", &target, flags, options);
+    if volume.read_only {
+        // A machine that was killed left its journal full, and a read-only disk cannot replay it:
+        // then what was written out is what there is.
+        mount(MountFlags::RDONLY, "").or_else(|_| mount(MountFlags::RDONLY, "noload"))?;
+    } else {
+        mount(MountFlags::NOATIME, "")?;
+    }
+    step("open a volume", File::open(&volume.target))
 }
 
 fn wait_for(device: &Path) -> Result<(), InitError> {

@@ -12,6 +12,8 @@ use super::cmdline::SwitchOff;
 thread_local! {
     /// Root of the scratch filesystem. It has no path any more once the root is switched.
     static SCRATCH: RefCell<Option<File>> = const { RefCell::new(None) };
+    /// Roots of the volumes.
+    static VOLUMES: RefCell<Vec<File>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Keeps what [`settle_disks`] needs.
@@ -19,13 +21,18 @@ pub(super) fn remember_scratch(root: File) {
     SCRATCH.set(Some(root));
 }
 
+/// Keeps what [`settle_disks`] needs.
+pub(super) fn remember_volumes(roots: Vec<File>) {
+    VOLUMES.set(roots);
+}
+
 /// Writes everything out and makes the filesystems read-only, so that they need no recovery.
 /// What does not work is left to the journal: the data are out.
 pub(crate) fn settle_disks() {
     rustix::fs::sync();
     let _ = mount_remount("/", MountFlags::RDONLY, "");
-    if let Some(scratch) = SCRATCH.take() {
-        let path = format!("/proc/self/fd/{}", scratch.as_raw_fd());
+    for root in SCRATCH.take().into_iter().chain(VOLUMES.take()) {
+        let path = format!("/proc/self/fd/{}", root.as_raw_fd());
         let _ = mount_remount(path, MountFlags::RDONLY | MountFlags::NOATIME, "");
     }
     rustix::fs::sync();

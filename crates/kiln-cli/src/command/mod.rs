@@ -12,6 +12,7 @@ pub(crate) mod run;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod version;
+pub(crate) mod volume;
 
 mod shared;
 
@@ -51,6 +52,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Rm(args) => rm::run(&args, daemon, output).await,
         Command::Pull(args) => image::pull(args, daemon, output).await,
         Command::Image(args) => image::run(args, daemon, output).await,
+        Command::Volume(args) => volume::run(args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,

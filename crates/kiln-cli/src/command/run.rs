@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use kiln_api::{CreateSandbox, RunRequest};
 
-use super::{image::Pull, shared::CommandArgs};
+use super::{image::Pull, shared::CommandArgs, volume::Mount};
 use crate::{
     Failure, Output,
     cli::Engine,
@@ -64,6 +64,9 @@ pub(crate) struct RunArgs {
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
+    /// A volume, and where the guest has it; of several sandboxes with `:ro`
+    #[arg(long, value_name = "NAME:/PATH[:ro]")]
+    volume: Vec<Mount>,
     /// When to ask the registry for the image
     #[arg(long, value_enum, value_name = "WHEN")]
     pull: Option<Pull>,
@@ -118,6 +121,7 @@ impl RunArgs {
             mem_mib: self.memory.map(Mebibytes::as_u32),
             disk_mib: self.disk.map(Mebibytes::as_u64),
             tmpfs: self.tmpfs,
+            volumes: self.volume.into_iter().map(Into::into).collect(),
             kernel: self.kernel.as_deref().map(host_path).transpose()?,
             modules: self.modules.as_deref().map(host_path).transpose()?,
             hostname: self.hostname,
@@ -236,6 +240,7 @@ mod tests {
             "kiln run --engine vmware",
             "kiln run -e =x",
             "kiln run --pull sometimes img",
+            "kiln run --volume data img",
             "kiln run --entrypoint",
         ] {
             assert!(typed(line).is_err(), "{line}");

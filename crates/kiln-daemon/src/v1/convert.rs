@@ -19,6 +19,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         kernel: request.kernel.map(Into::into),
         modules: request.modules.map(Into::into),
         hostname: request.hostname,
+        volumes: request.volumes.into_iter().map(volume_mount).collect(),
         ephemeral: false,
         allow_insecure_vmm: request.allow_insecure_vmm,
     }
@@ -29,6 +30,24 @@ pub(super) fn pull_policy(policy: kiln_api::PullPolicy) -> kiln::PullPolicy {
         kiln_api::PullPolicy::Always => kiln::PullPolicy::Always,
         kiln_api::PullPolicy::Missing => kiln::PullPolicy::Missing,
         kiln_api::PullPolicy::Never => kiln::PullPolicy::Never,
+    }
+}
+
+fn volume_mount(mount: kiln_api::VolumeMount) -> kiln::VolumeMount {
+    kiln::VolumeMount {
+        volume: mount.volume,
+        path: mount.path,
+        read_only: mount.read_only,
+    }
+}
+
+pub(super) fn volume(volume: kiln::Volume) -> kiln_api::Volume {
+    kiln_api::Volume {
+        name: volume.name.to_string(),
+        path: volume.path.display().to_string(),
+        size_bytes: volume.size_bytes,
+        allocated_bytes: volume.allocated_bytes,
+        created_at_ms: unix_ms(volume.created),
     }
 }
 

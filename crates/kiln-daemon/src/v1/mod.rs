@@ -7,6 +7,7 @@ mod images;
 mod logs;
 mod run;
 mod sandboxes;
+mod volumes;
 
 use axum::{
     Router, middleware,
@@ -51,6 +52,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             get(exec::attach),
         )
         .merge(images::routes())
+        .merge(volumes::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

@@ -19,9 +19,12 @@ use crate::error::{Error, ErrorCode};
 use crate::guest::{GuestEvent, GuestLink};
 use crate::host::Shared;
 use crate::store::{Intent, SandboxRow, Sandboxes};
+use crate::volumes::VolumeClaims;
 
 /// Commands that may wait for a driver before senders wait themselves.
 const QUEUE: usize = 16;
+/// How long a guest that is removed has to write its volumes out.
+const VOLUME_GRACE: Duration = Duration::from_secs(10);
 
 /// What the driver is asked to do.
 pub(crate) enum Command {
@@ -67,15 +70,18 @@ pub(crate) struct Live {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) link: GuestLink,
     link_events: broadcast::Receiver<GuestEvent>,
+    /// Let go of with the machine.
+    _volumes: VolumeClaims,
 }
 
 impl Live {
-    pub(crate) fn new(machine: Arc<dyn Machine>, link: GuestLink) -> Self {
+    pub(crate) fn new(machine: Arc<dyn Machine>, link: GuestLink, volumes: VolumeClaims) -> Self {
         let link_events = link.events();
         Self {
             machine,
             link,
             link_events,
+            _volumes: volumes,
         }
     }
 }
@@ -281,8 +287,7 @@ impl Driver {
         self.row.intent = Some(Intent::Remove);
         self.save().await?;
         if let Some(live) = self.live.take() {
-            // Nothing of the guest is kept: it need not be asked.
-            stop::stop(&live, Duration::ZERO).await?;
+            stop::stop(&live, self.grace_of_removal()).await?;
         }
         self.shared.delete_files(&self.row.id).await?;
         let id = self.row.id.clone();
@@ -294,6 +299,12 @@ impl Driver {
         self.shared.forget(&self.row.id);
         self.shared.events.publish(&self.row.id, None);
         Ok(())
+    }
+
+    /// Nothing of the guest is kept, so it need not be asked; but what it wrote to its volumes is.
+    fn grace_of_removal(&self) -> Duration {
+        let writes = self.row.spec.volumes.iter().any(|it| !it.read_only);
+        if writes { VOLUME_GRACE } else { Duration::ZERO }
     }
 
     fn expect_move(&self, next: SandboxState, call: &str) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kiln_image::Progress;
 use kiln_image::oci::ImageConfig;
 use kiln_vmm::{
-    BootTimings, Disk, Engine, EngineKind, Machine, MachineError, MachineSpec, SpawnError,
+    Boot, BootTimings, Disk, Engine, EngineKind, Machine, MachineError, MachineSpec, SpawnError,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use crate::guest::{GuestIdentity, GuestLink};
 use crate::host::Shared;
 use crate::material::Material;
 use crate::store::{SandboxRow, Sandboxes};
+use crate::volumes::{self, VolumeClaims};
 
 /// A guest that is up, and how it came there.
 pub(crate) struct Launched {
@@ -63,9 +64,12 @@ async fn run_phases(
 ) -> Result<Launched, Error> {
     let began = Instant::now();
     let chosen = shared.engines.choose(row.spec.engine).await?;
+    // Last to be undone: nobody else may have them while the machine is there.
+    let volumes = claim_volumes(shared, row, undo)?;
     let gathering = shared.materials.gather(row, progress);
     let material = unless(cancel, row, gathering).await??;
-    let disks = make_disks(shared, row, &material, undo).await?;
+    let mut disks = make_disks(shared, row, &material, undo).await?;
+    disks.extend(shared.volumes.disks(&row.spec).await?);
     let prepared = began.elapsed();
 
     let turn = unless(cancel, row, shared.boot_turn()).await?;
@@ -85,8 +89,24 @@ async fn run_phases(
         image_config: material.image_config,
         warnings: chosen.warning.into_iter().collect(),
         timings: timings(prepared, spawned, booted, kernel, agent),
-        live: Live::new(machine, link),
+        live: Live::new(machine, link, volumes),
     })
+}
+
+/// Takes the sandbox's volumes. The undo stack holds them too: what is pushed first goes last, after
+/// the machine.
+fn claim_volumes(
+    shared: &Shared,
+    row: &SandboxRow,
+    undo: &mut UndoStack,
+) -> Result<VolumeClaims, Error> {
+    let claims = shared.volumes.claim(row)?;
+    let held = claims.clone();
+    undo.push(async move {
+        drop(held);
+        Ok(())
+    });
+    Ok(claims)
 }
 
 /// Waits for `work` unless the launch is cancelled first; `work` is then dropped.
@@ -183,7 +203,7 @@ fn machine_spec(
         runtime_dir: shared.directories.machine(&row.id),
         vcpus: row.spec.vcpus,
         mem_mib: row.spec.mem_mib,
-        boot: material.boot(engine.kind(), row.spec.tmpfs),
+        boot: boot(row, engine.kind(), material),
         disks,
         agent: true,
         restore: None,
@@ -194,6 +214,12 @@ fn machine_spec(
         options: kiln_vmm::MachineOptions::default(),
         console_log: shared.directories.console(&row.id),
     }
+}
+
+fn boot(row: &SandboxRow, engine: EngineKind, material: &Material) -> Boot {
+    let mut boot = material.boot(engine, row.spec.tmpfs);
+    boot.args.extend(volumes::boot_args(&row.spec));
+    boot
 }
 
 /// Before the guest runs it is written down whose process it is: a daemon that dies from here on

@@ -9,8 +9,10 @@ mod spec;
 mod state;
 mod stop;
 mod undo;
+mod volume_mount;
 
 pub(crate) use id::{is_sandbox_id, random_id};
 pub use info::{SandboxInfo, Timings};
 pub use spec::SandboxSpec;
 pub use state::SandboxState;
+pub use volume_mount::VolumeMount;

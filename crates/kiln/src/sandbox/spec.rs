@@ -6,6 +6,7 @@ use kiln_image::library::PullPolicy;
 use kiln_vmm::EnginePreference;
 use serde::{Deserialize, Serialize};
 
+use super::volume_mount::{self, VolumeMount};
 use crate::error::{Error, ErrorCode};
 
 /// Largest number of virtual processors (Firecracker's own limit).
@@ -51,6 +52,8 @@ pub struct SandboxSpec {
     pub modules: Option<PathBuf>,
     /// Host name in the guest; the sandbox's name, else its id, when unset.
     pub hostname: Option<String>,
+    /// Disks that outlive it.
+    pub volumes: Vec<VolumeMount>,
     /// It lives as long as the client that made it: a [`Host`](crate::Host) that finds it when it
     /// opens removes it, for that client has lost it.
     pub ephemeral: bool,
@@ -74,6 +77,7 @@ impl Default for SandboxSpec {
             kernel: None,
             modules: None,
             hostname: None,
+            volumes: Vec::new(),
             ephemeral: false,
             allow_insecure_vmm: false,
         }
@@ -129,6 +133,7 @@ impl SandboxSpec {
         if self.modules.is_some() && self.kernel.is_none() {
             faults.push("modules belong to a kernel, and none is given".to_owned());
         }
+        faults.extend(volume_mount::faults(&self.volumes));
         faults
     }
 }
