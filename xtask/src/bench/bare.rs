@@ -66,8 +66,8 @@ impl Recipe {
         let (program, words) = words
             .split_first()
             .ok_or(BareError::NotUnderstood("it is empty"))?;
-        let link = |fd: &str| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
-        let words = with_names(words, link);
+        let files = OpenFiles::of(pid).map_err(BareError::CommandLine)?;
+        let words = with_names(words, &files, dir.path())?;
         let template = Template::of(&words).map_err(BareError::NotUnderstood)?;
         let mut recipe = Self {
             program: program.clone(),
@@ -148,30 +148,86 @@ impl Recipe {
     }
 }
 
-/// Kiln hands files over open; a script has names. `link` says what a descriptor stands for.
-fn with_names(words: &[String], link: impl Fn(&str) -> Option<PathBuf>) -> Vec<String> {
+/// The files that a VMM was handed open: a script has names instead.
+#[derive(Debug, Default)]
+struct OpenFiles {
+    proc_dir: PathBuf,
+    read_only: Vec<PathBuf>,
+    writable: Vec<PathBuf>,
+}
+
+impl OpenFiles {
+    /// Disk images that the process has open. QEMU closes the descriptors that it was given in
+    /// favour of its own, so that only their modes tell which is which.
+    fn of(pid: u32) -> io::Result<Self> {
+        let proc_dir = PathBuf::from(format!("/proc/{pid}"));
+        let mut files = Self::default();
+        for entry in fs::read_dir(proc_dir.join("fd"))? {
+            let entry = entry?;
+            let Ok(path) = fs::read_link(entry.path()) else {
+                continue;
+            };
+            if path.extension().is_none_or(|extension| extension != "ext4") {
+                continue;
+            }
+            let info = fs::read_to_string(proc_dir.join("fdinfo").join(entry.file_name()))?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            // The last octal digit holds the access mode (open(2)): 0 is read-only.
+            let kind = match flags.and_then(|flags| flags.trim().bytes().last()) {
+                Some(b'0' | b'4') => &mut files.read_only,
+                _ => &mut files.writable,
+            };
+            if !kind.contains(&path) {
+                kind.push(path);
+            }
+        }
+        Ok(Self { proc_dir, ..files })
+    }
+
+    /// The only disk of a kind.
+    fn disk(&self, read_only: bool) -> Result<&Path, BareError> {
+        match if read_only {
+            &self.read_only
+        } else {
+            &self.writable
+        }
+        .as_slice()
+        {
+            [only] => Ok(only),
+            _ => Err(BareError::NotUnderstood("it has several disks of a kind")),
+        }
+    }
+}
+
+/// Puts names where descriptors are. Kernel and initramfs are copied to `dir`: theirs go with the
+/// machine's jail.
+fn with_names(words: &[String], files: &OpenFiles, dir: &Path) -> Result<Vec<String>, BareError> {
     let mut named = Vec::new();
-    let mut sets = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
         if word == "-add-fd" {
-            let set = words.next().and_then(|value| {
-                let (fd, set) = value.strip_prefix("fd=")?.split_once(",set=")?;
-                Some((format!("\"/dev/fdset/{set}\""), link(fd)?))
-            });
-            sets.extend(set);
-            continue;
-        }
-        let opened = word.strip_prefix("/proc/self/fd/").and_then(&link);
-        named.push(opened.map_or_else(|| word.clone(), |path| path.display().to_string()));
-    }
-    for word in &mut named {
-        for (set, path) in &sets {
-            let path = Value::String(path.display().to_string()).to_string();
-            *word = word.replace(set.as_str(), &path);
+            words.next();
+        } else if let Some(fd) = word.strip_prefix("/proc/self/fd/") {
+            let copy = dir.join(format!("file{fd}"));
+            let from = files.proc_dir.join("fd").join(fd);
+            fs::copy(&from, &copy).map_err(|source| BareError::File { path: from, source })?;
+            named.push(copy.display().to_string());
+        } else if word.contains("/dev/fdset/") {
+            named.push(with_disk(word, files)?);
+        } else {
+            named.push(word.clone());
         }
     }
-    named
+    Ok(named)
+}
+
+fn with_disk(word: &str, files: &OpenFiles) -> Result<String, BareError> {
+    const UNCLEAR: BareError = BareError::NotUnderstood("a disk is not described in JSON");
+    let mut value: Value = serde_json::from_str(word).map_err(|_| UNCLEAR)?;
+    let read_only = value["read-only"] == true;
+    let disk = files.disk(read_only)?.display().to_string();
+    *value.pointer_mut("/file/filename").ok_or(UNCLEAR)? = Value::String(disk);
+    Ok(value.to_string())
 }
 
 /// Puts the next disk into a word that is open for one.
@@ -299,25 +355,28 @@ mod tests {
 
     #[test]
     fn descriptors_become_the_names_they_stand_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = fs::File::open("/proc/self/exe").unwrap();
+        let disk = dir.path().join("root.ext4");
+        fs::write(&disk, "disk").unwrap();
+        let _held = fs::File::open(&disk).unwrap();
         let words = [
-            "-kernel",
-            "/proc/self/fd/6",
-            "-add-fd",
-            "fd=8,set=0",
-            "-blockdev",
-            r#"{"file":{"filename":"/dev/fdset/0"}}"#,
-        ]
-        .map(str::to_owned);
-        let link = |fd: &str| Some(PathBuf::from(format!("/files/{fd}")));
-        assert_eq!(
-            with_names(&words, link),
-            [
-                "-kernel",
-                "/files/6",
-                "-blockdev",
-                r#"{"file":{"filename":"/files/8"}}"#,
-            ]
-        );
+            "-kernel".to_owned(),
+            format!("/proc/self/fd/{}", kernel.as_raw_fd()),
+            "-add-fd".to_owned(),
+            "fd=800,set=0".to_owned(),
+            "-blockdev".to_owned(),
+            r#"{"file":{"filename":"/dev/fdset/0"},"read-only":true}"#.to_owned(),
+        ];
+        let mut files = OpenFiles::of(std::process::id()).unwrap();
+        // Other tests of this process may have theirs.
+        files.read_only.retain(|path| *path == disk);
+        let named = with_names(&words, &files, dir.path()).unwrap();
+        assert_eq!(named.len(), 4);
+        assert!(Path::new(&named[1]).starts_with(dir.path()));
+        let blockdev: Value = serde_json::from_str(&named[3]).unwrap();
+        assert_eq!(blockdev["file"]["filename"], disk.display().to_string());
+        assert!(files.disk(false).is_err() || !files.writable.is_empty());
     }
 
     fn words(line: &[&str]) -> Vec<String> {
