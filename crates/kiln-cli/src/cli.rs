@@ -97,6 +97,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "remove")]
     Rm(command::rm::RmArgs),
     Logs(command::logs::LogsArgs),
+    Network(command::network::NetworkArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

@@ -14,6 +14,7 @@ mod guest;
 mod host;
 mod lock;
 mod material;
+mod network;
 mod recover;
 mod sandbox;
 mod store;
@@ -26,5 +27,9 @@ pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalS
 pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
 pub use host::{Host, HostInfo};
 pub use kiln_image::{Progress, ProgressEvent, Silent};
+pub use kiln_net::policy::{
+    Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
+};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
+pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
 pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings};

@@ -5,6 +5,7 @@
 
 pub(crate) mod cmdline;
 mod modules;
+pub(crate) mod net;
 mod root;
 pub(crate) mod shutdown;
 mod system;
@@ -84,6 +85,9 @@ pub(crate) fn bring_up(marks: &mut Marks) -> Result<Cmdline, InitError> {
         marks.set("switch-root");
     }
     system::furnish();
+    if let Some(network) = &cmdline.network {
+        net::apply(network);
+    }
     marks.set("system");
     Ok(cmdline)
 }

@@ -5,6 +5,7 @@ pub(crate) mod daemon;
 pub(crate) mod exec;
 pub(crate) mod info;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
@@ -49,6 +50,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Stop(args) => stop::run(&args, daemon, output).await,
         Command::Rm(args) => rm::run(&args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
+        Command::Network(args) => network::run(args, daemon, output).await,
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,
         // Has a runtime of its own.

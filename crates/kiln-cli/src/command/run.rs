@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use kiln_api::{CreateSandbox, RunRequest};
 
-use super::shared::CommandArgs;
+use super::{network::RunNetworkArgs, shared::CommandArgs};
 use crate::{
     Failure, Output,
     cli::Engine,
@@ -58,6 +58,8 @@ pub(crate) struct RunArgs {
     /// Engine to run it on
     #[arg(long, value_enum, env = "KILN_ENGINE")]
     engine: Option<Engine>,
+    #[command(flatten)]
+    network: RunNetworkArgs,
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
@@ -101,6 +103,7 @@ impl RunArgs {
             kernel: self.kernel.as_deref().map(host_path).transpose()?,
             modules: self.modules.as_deref().map(host_path).transpose()?,
             hostname: self.hostname,
+            network: Some(self.network.request()),
         };
         Ok(RunRequest {
             sandbox,
@@ -213,6 +216,9 @@ mod tests {
             "kiln run -d -i img",
             "kiln run --engine vmware",
             "kiln run -e =x",
+            "kiln run --network bridge",
+            "kiln run --network-policy open",
+            "kiln run --verify-hosts",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -222,7 +228,9 @@ mod tests {
     fn every_option_arrives() {
         let request = request(
             "kiln run --name n --cpus 2 -m 1G --disk 512M -e A=b -w /w -u u:g --hostname h --keep \
-             --kernel /k --modules /m --engine qemu img -- c",
+             --kernel /k --modules /m --engine qemu --network default --network-policy custom \
+             --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
+             --publish 53:53/udp --bandwidth 5mbit/1mbit img -- c",
         );
         let sandbox = request.sandbox;
         assert_eq!(sandbox.name.as_deref(), Some("n"));
@@ -238,6 +246,15 @@ mod tests {
         assert_eq!(request.exec.cwd.as_deref(), Some("/w"));
         assert_eq!(request.exec.user.as_deref(), Some("u:g"));
         assert!(request.keep && !request.detach);
+        let network = sandbox.network.unwrap();
+        assert_eq!(network.mode, Some(kiln_api::NetworkMode::Default));
+        let policy = network.policy;
+        assert_eq!(policy.mode, Some(kiln_api::PolicyMode::Custom));
+        assert_eq!(policy.allowed_domains, ["a.b", "c.d"]);
+        assert_eq!(policy.allowed_cidrs, ["1.1.1.0/24"]);
+        assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);
+        assert_eq!(policy.publish, ["80:8080", "53:53/udp"]);
+        assert_eq!(policy.bandwidth.upload.as_deref(), Some("1mbit"));
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         modules: request.modules.map(Into::into),
         hostname: request.hostname,
         ephemeral: false,
+        network: request
+            .network
+            .map_or(default.network, super::networks::spec),
     }
 }
 

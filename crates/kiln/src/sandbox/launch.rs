@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorCode};
 use crate::guest::{GuestIdentity, GuestLink};
 use crate::host::Shared;
 use crate::material::Material;
+use crate::network::{self, Attached};
 use crate::store::{SandboxRow, Sandboxes};
 
 /// A guest that is up, and how it came there.
@@ -68,7 +69,8 @@ async fn run_phases(
 
     let turn = unless(cancel, row, shared.boot_turn()).await?;
     let spawning = Instant::now();
-    let machine = spawn(shared, row, &chosen, &material, disks, undo).await?;
+    let network = network::attach(&shared.networks, row, tap_owner(), undo).await?;
+    let machine = spawn(shared, row, &chosen, &material, disks, &network, undo).await?;
     let spawned = spawning.elapsed();
     record(shared, row, &machine, &chosen).await?;
     // Before the guest runs: it dials as soon as it can.
@@ -80,9 +82,9 @@ async fn run_phases(
     Ok(Launched {
         engine: chosen.engine.kind(),
         image_id: material.image_id,
-        warnings: chosen.warning.into_iter().collect(),
+        warnings: chosen.warning.into_iter().chain(network.warning).collect(),
         timings: timings(prepared, spawned, booted, kernel, agent),
-        live: Live::new(machine, link),
+        live: Live::new(machine, link, network.attachment),
     })
 }
 
@@ -151,9 +153,17 @@ async fn spawn(
     chosen: &Chosen,
     material: &Material,
     disks: Vec<Disk>,
+    network: &Attached,
     undo: &mut UndoStack,
 ) -> Result<Arc<dyn Machine>, Error> {
-    let spec = machine_spec(shared, row, chosen.engine.as_ref(), material, disks);
+    let spec = machine_spec(
+        shared,
+        row,
+        chosen.engine.as_ref(),
+        material,
+        disks,
+        network,
+    );
     let machine: Arc<dyn Machine> =
         Arc::from(chosen.engine.spawn(&spec).await.map_err(spawn_failed)?);
     let ended = Arc::clone(&machine);
@@ -173,22 +183,31 @@ fn machine_spec(
     engine: &dyn Engine,
     material: &Material,
     disks: Vec<Disk>,
+    network: &Attached,
 ) -> MachineSpec {
     MachineSpec {
         id: row.id.clone(),
         runtime_dir: shared.directories.machine(&row.id),
         vcpus: row.spec.vcpus,
         mem_mib: row.spec.mem_mib,
-        boot: material.boot(engine.kind(), row.spec.tmpfs),
+        boot: material.boot(engine.kind(), row.spec.tmpfs, &network.kernel_args),
         disks,
         agent: true,
         restore: None,
-        nics: Vec::new(),
-        netns: None,
+        nics: network.nics.clone(),
+        netns: network.namespace.clone(),
         jail: None,
         allow_insecure: true,
         options: kiln_vmm::MachineOptions::default(),
         console_log: shared.directories.console(&row.id),
+    }
+}
+
+/// Who opens the TAP: the VMM's user, which is this process's without a jail.
+fn tap_owner() -> kiln_net::TapOwner {
+    kiln_net::TapOwner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
     }
 }
 

@@ -7,7 +7,7 @@ pub(crate) mod launch;
 mod spec;
 mod state;
 mod stop;
-mod undo;
+pub(crate) mod undo;
 
 pub(crate) use id::random_id;
 pub use info::{SandboxInfo, Timings};

@@ -6,6 +6,7 @@ use kiln_vmm::EnginePreference;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorCode};
+use crate::network::NetworkSpec;
 
 /// Largest number of virtual processors (Firecracker's own limit).
 pub(super) const MAX_VCPUS: u8 = 32;
@@ -48,6 +49,8 @@ pub struct SandboxSpec {
     /// It lives as long as the client that made it: a [`Host`](crate::Host) that finds it when it
     /// opens removes it, for that client has lost it.
     pub ephemeral: bool,
+    /// Its network: the public internet, where this host can make networks, unless said otherwise.
+    pub network: NetworkSpec,
 }
 
 impl Default for SandboxSpec {
@@ -64,6 +67,7 @@ impl Default for SandboxSpec {
             modules: None,
             hostname: None,
             ephemeral: false,
+            network: NetworkSpec::default(),
         }
     }
 }
@@ -114,6 +118,7 @@ impl SandboxSpec {
         if self.modules.is_some() && self.kernel.is_none() {
             faults.push("modules belong to a kernel, and none is given".to_owned());
         }
+        faults.extend(self.network.faults());
         faults
     }
 }

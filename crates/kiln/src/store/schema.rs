@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step N brings a store from schema N to N + 1 (`PRAGMA user_version`).
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE sandboxes (
         id            TEXT PRIMARY KEY NOT NULL,
         name          TEXT UNIQUE,
@@ -23,7 +24,23 @@ const STEPS: [&str; 1] = ["
         started_at_ms INTEGER
     ) STRICT;
     CREATE INDEX sandboxes_by_age ON sandboxes (created_at_ms DESC, id);
-"];
+",
+    NETWORKS,
+];
+
+/// Who has which slot of the address pool; and one row while there may be something of this data
+/// directory in the host's network.
+const NETWORKS: &str = "
+    CREATE TABLE network_leases (
+        slot    INTEGER PRIMARY KEY NOT NULL,
+        sandbox TEXT NOT NULL UNIQUE REFERENCES sandboxes (id) ON DELETE CASCADE,
+        record  TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE network_host (
+        id   INTEGER PRIMARY KEY NOT NULL CHECK (id = 1),
+        pool TEXT
+    ) STRICT;
+";
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
