@@ -1,6 +1,6 @@
 //! `kiln network`: what a sandbox may reach, and the proof.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kiln_api::{
     Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
     ProofOutcome,
@@ -25,6 +25,9 @@ enum NetworkCommand {
     /// Replace the policy of a sandbox; of a running one at once
     ///
     /// The new policy is the one given here, whole: what is not said again is no part of it.
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
+        "network_policy", "allow_domain", "allow_cidr", "deny_cidr", "publish", "bandwidth",
+    ]))]
     Update {
         /// Id, unique prefix of one, or name
         sandbox: String,
@@ -64,7 +67,13 @@ enum Kind {
 #[derive(Debug, Args)]
 pub(crate) struct RunNetworkArgs {
     /// Which network [default: the public internet, where this host can make one]
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        env = "KILN_NETWORK",
+        hide_env_values = true
+    )]
     network: Option<Mode>,
     #[command(flatten)]
     policy: PolicyArgs,
