@@ -287,7 +287,11 @@ fn names_ports_and_the_proof() {
     assert_eq!(inspected["connected"], true);
     assert_eq!(inspected["policy"]["publish"][0], "8080:80");
 
+    let interface = inspected["interface"].as_str().unwrap();
+    let rules = || output(&["ip", "netns", "exec", &lab.host, "nft", "list", "ruleset"]);
+    assert!(rules().contains(interface));
     stage.kiln(&["stop", &id]).expect_code(0);
+    assert!(!rules().contains(interface), "rules are left");
     assert_eq!(lab.fetch(&lab.world, "203.0.113.2:8080"), "");
     stage.kiln(&["rm", &id]).expect_code(0);
     lab.assert_host_is_clean(&stage);
