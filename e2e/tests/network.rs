@@ -331,6 +331,14 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
     assert_eq!(ask(&stage, &id, &questions), "silent answered");
     let named = format!("tcp:{ALLOWED}:80");
     assert_eq!(ask(&stage, &id, &[&named]), "answered");
+    // Somebody flushes everybody's tables: closed at once, and put back soon.
+    let flush = ["ip", "netns", "exec", &lab.host, "nft", "flush", "ruleset"];
+    output(&flush);
+    assert_eq!(ask(&stage, &id, &[&named]), "silent");
+    eventually("the network is back", || {
+        ask(&stage, &id, &[questions[1]]) == "answered" && ask(&stage, &id, &[&named]) == "answered"
+    });
+    assert_eq!(ask(&stage, &id, &[questions[0]]), "silent");
     // Both die: the next daemon finds what they left, and removes it.
     let machine = &stage.sandboxes()[0]["pid"];
     let machine = u32::try_from(machine.as_u64().unwrap()).unwrap();

@@ -72,6 +72,7 @@ async fn create(
     let (facts, namespace) = (network.guest(), network.namespace().path());
     let record = network.record();
     attachment.hold(network);
+    networks.watched.add(&attachment);
     attachment.keep(record).await?;
     Ok(Attached {
         nics: vec![nic(&facts)?],
@@ -104,6 +105,7 @@ pub(crate) async fn adopt(
     let attachment = Attachment::of(&row.id, &networks.store);
     let record = network.record();
     attachment.hold(network);
+    networks.watched.add(&attachment);
     attachment.keep(record).await?;
     Ok(Some(attachment))
 }

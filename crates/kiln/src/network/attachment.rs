@@ -1,6 +1,6 @@
 //! A sandbox's hold on its network.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kiln_net::policy::Policy;
 use kiln_net::verify::Verification;
@@ -15,6 +15,15 @@ use crate::store::{Leases, Store};
 #[derive(Clone)]
 pub(crate) struct Attachment {
     held: Arc<Held>,
+}
+
+/// An [`Attachment`] that does not keep it.
+pub(super) struct WeakAttachment(Weak<Held>);
+
+impl WeakAttachment {
+    pub(super) fn upgrade(&self) -> Option<Attachment> {
+        self.0.upgrade().map(|held| Attachment { held })
+    }
 }
 
 struct Held {
@@ -79,6 +88,24 @@ impl Attachment {
             })
             .await?;
         self.keep(record).await
+    }
+
+    /// Puts back what somebody removed. One that was released meanwhile needs nothing.
+    pub(super) async fn ensure(&self) -> Result<(), Error> {
+        let held = Arc::clone(&self.held);
+        let changed = blocking(move || match held.lock().as_mut() {
+            Some(network) => Ok(network.ensure()?.then(|| network.record())),
+            None => Ok(None),
+        })
+        .await?;
+        match changed {
+            Some(record) => self.keep(record).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn downgrade(&self) -> WeakAttachment {
+        WeakAttachment(Arc::downgrade(&self.held))
     }
 
     pub(super) async fn keep(&self, record: NetworkRecord) -> Result<(), Error> {

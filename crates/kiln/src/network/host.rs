@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::error::unavailable;
+use super::watch::{Watch, Watched};
 use crate::error::{Error, ErrorCode};
 use crate::store::{Leases, Store};
 
@@ -23,6 +24,7 @@ const RESOLVERS: &str = "/etc/resolv.conf";
 pub(crate) struct Networks {
     data_dir: PathBuf,
     pub(super) store: Store,
+    pub(super) watched: Watched,
     opened: Mutex<Option<Opened>>,
 }
 
@@ -30,6 +32,7 @@ struct Opened {
     host: HostNetwork,
     /// Answers names until it is dropped.
     _names: Server,
+    watch: Watch,
 }
 
 impl Networks {
@@ -37,6 +40,7 @@ impl Networks {
         Self {
             data_dir: data_dir.to_owned(),
             store,
+            watched: Watched::default(),
             opened: Mutex::new(None),
         }
     }
@@ -80,9 +84,11 @@ impl Networks {
             .await?;
         let names = host.gate().serve().await?;
         info!(pool = %host.pool(), table = host.identity().table(), "the host's network is open");
+        let watch = Watch::begin(host.clone(), self.watched.clone());
         Ok(Opened {
             host,
             _names: names,
+            watch,
         })
     }
 
@@ -126,8 +132,12 @@ impl Networks {
         if self.store.write(|tx| Leases(tx).any()).await? {
             return Ok(());
         }
-        let Opened { host, _names } = opened;
-        drop(_names);
+        let Opened {
+            host,
+            _names,
+            watch,
+        } = opened;
+        drop((_names, watch));
         blocking(move || Ok(host.uninstall()?)).await?;
         self.store.write(|tx| Leases(tx).end_host()).await?;
         Ok(())

@@ -11,6 +11,7 @@ mod host;
 mod info;
 mod spec;
 mod verify;
+mod watch;
 
 pub(crate) use attach::{Attached, adopt, attach};
 pub(crate) use attachment::Attachment;
