@@ -35,6 +35,7 @@ pub struct Stage {
     runtime: tempfile::TempDir,
     data: PathBuf,
     env: Vec<(String, String)>,
+    namespace: Option<String>,
 }
 
 /// How a command ended, with text at hand.
@@ -101,6 +102,7 @@ impl Stage {
             runtime,
             data,
             env: Vec::new(),
+            namespace: None,
         }
     }
 
@@ -109,6 +111,13 @@ impl Stage {
     pub fn with_env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.env
             .push((name.to_owned(), value.as_ref().to_str().unwrap().to_owned()));
+        self
+    }
+
+    /// Runs every command, and so the daemon, in this network namespace.
+    #[must_use]
+    pub fn in_network_namespace(mut self, name: &str) -> Self {
+        self.namespace = Some(name.to_owned());
         self
     }
 
@@ -131,8 +140,17 @@ impl Stage {
     /// A `kiln` command of this stage.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(kiln());
+        let mut command = match &self.namespace {
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(kiln());
+                command
+            }
+            None => Command::new(kiln()),
+        };
         command
+            // A scenario that wants a network says so: this machine's own is left alone.
+            .env("KILN_NETWORK", "none")
             .env("KILN_DATA_DIR", &self.data)
             .env("KILN_RUNTIME_DIR", self.runtime())
             .envs(self.env.iter().map(|(name, value)| (name, value)))
@@ -339,6 +357,7 @@ fn provisioned() -> &'static Path {
             .unwrap();
         let mut command = Command::new(kiln());
         command
+            .env("KILN_NETWORK", "none")
             .env("KILN_DATA_DIR", &data)
             .env("KILN_RUNTIME_DIR", runtime.path())
             .args(["run", "--", "true"])

@@ -5,10 +5,12 @@
 //! ([`power`]). It has one thread. It must not end, and must not panic: the guest's kernel ends
 //! with it.
 //!
-//! Away from process 1 it is for tests only, and leaves the machine alone:
+//! Asked `--ask QUESTION…` it tells what can be reached from there ([`ask`]). Else, away from
+//! process 1, it is for tests only, and leaves the machine alone:
 //! `kiln-agent --connect-unix PATH [--cgroup DIR] [--linger-ms N]`.
 
 mod arguments;
+mod ask;
 mod cgroup;
 mod console;
 mod fd;
@@ -83,6 +85,16 @@ fn bring_up_and_serve(mut marks: Marks) -> Result<SwitchOff, String> {
 }
 
 fn run_in_test() -> i32 {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some("--ask") {
+        return match ask::run(&words.collect::<Vec<_>>()) {
+            Ok(()) => 0,
+            Err(error) => {
+                console::fatal(error);
+                2
+            }
+        };
+    }
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(usage) => {

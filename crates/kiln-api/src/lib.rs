@@ -19,6 +19,9 @@
 //! | `POST /v1/sandboxes/{key}/start` | | [`Sandbox`] |
 //! | `POST /v1/sandboxes/{key}/stop` | [`StopSandbox`] | [`Sandbox`] |
 //! | `GET /v1/sandboxes/{key}/logs?follow=&tail=` | | bytes of the guest's console, chunked |
+//! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
+//! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
+//! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -49,6 +52,7 @@ mod error;
 mod exec;
 mod host;
 mod image;
+mod network;
 mod sandbox;
 pub mod stream;
 mod volume;
@@ -60,6 +64,10 @@ pub use host::{Acceleration, HostInfo, Version};
 pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
     RemovedImage, TagImage,
+};
+pub use network::{
+    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
+    ProofOutcome,
 };
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,

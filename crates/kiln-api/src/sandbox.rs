@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PullPolicy, VolumeMount};
+use crate::{NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct CreateSandbox {
     pub hostname: Option<String>,
     /// Go on without protections around the VMM that cannot be had; see [`Sandbox::unprotected`].
     pub allow_insecure_vmm: bool,
+    /// Its network; the host's default when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkRequest>,
 }
 
 /// How to stop a sandbox.

@@ -100,6 +100,7 @@ pub(crate) enum Command {
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
+    Network(command::network::NetworkArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

@@ -65,6 +65,18 @@ pub enum ErrorCode {
     SessionNotFound,
     /// Not enough free space.
     DiskFull,
+    /// This host can make no networks for sandboxes.
+    NetworkUnavailable,
+    /// A network could not be made, changed or taken down.
+    NetworkSetupFailed,
+    /// A TAP could not be created.
+    TapFailed,
+    /// A port of the host that should be published is taken.
+    PortTaken,
+    /// No address is left for another sandbox.
+    AddressesExhausted,
+    /// A network policy breaks a rule; all faults are named.
+    InvalidNetworkPolicy,
     /// Something on this host failed: files, processes, the store.
     Host,
 }
@@ -101,6 +113,12 @@ impl ErrorCode {
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
             Self::DiskFull => "DISK_FULL",
+            Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
+            Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
+            Self::TapFailed => "TAP_CREATE_FAILED",
+            Self::PortTaken => "PORT_TAKEN",
+            Self::AddressesExhausted => "IP_EXHAUSTED",
+            Self::InvalidNetworkPolicy => "INVALID_FIREWALL_CONFIG",
             Self::Host => "HOST_ERROR",
         }
     }
@@ -109,12 +127,16 @@ impl ErrorCode {
     #[must_use]
     pub fn http_status(self) -> u16 {
         match self {
-            Self::InvalidSpec | Self::InvalidConfig | Self::Ambiguous => 400,
+            Self::InvalidSpec
+            | Self::InvalidConfig
+            | Self::InvalidNetworkPolicy
+            | Self::Ambiguous => 400,
             Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
                 404
             }
             Self::NameTaken
             | Self::InvalidState
+            | Self::PortTaken
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
@@ -125,14 +147,14 @@ impl ErrorCode {
             | Self::CommandNotFound
             | Self::CommandNotExecutable
             | Self::ExecFailed => 422,
-            Self::NoEngine | Self::BinaryNotFound => 501,
+            Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
             Self::StartFailed
             | Self::AgentUnreachable
             | Self::RegistryDenied
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
-            Self::DiskFull => 507,
-            Self::Host => 500,
+            Self::DiskFull | Self::AddressesExhausted => 507,
+            Self::Host | Self::NetworkSetupFailed | Self::TapFailed => 500,
         }
     }
 }

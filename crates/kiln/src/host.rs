@@ -18,6 +18,7 @@ use crate::exec::{ExecSpec, SessionInfo};
 use crate::guest::{ExecSession, GuestLink, GuestStats};
 use crate::lock::DataLock;
 use crate::material::Materials;
+use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
 use crate::sandbox::driver::{self, Command, DriverHandle, View};
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
+    pub(crate) networks: Networks,
     pub(crate) events: Events,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Arc<Semaphore>,
@@ -99,6 +101,7 @@ impl Host {
             engines: Engines::new(&config, directories.cache()),
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
+            networks: Networks::new(&config.data_dir, store.clone()),
             events: Events::new(),
             drivers: RwLock::default(),
             boots: Arc::new(Semaphore::new(parallel_boots(&config))),
@@ -130,6 +133,11 @@ impl Host {
             }
             Err(error) => (None, error.message(), Vec::new(), Vec::new()),
         };
+        let mut findings = findings;
+        findings.push(match self.shared.networks.obstacle() {
+            Some(reason) => format!("network: not usable: {reason}"),
+            None => "network: usable".to_owned(),
+        });
         let capabilities = engine.as_ref().map(|engine| engine.capabilities().clone());
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -312,6 +320,41 @@ impl Host {
         ConsoleReader::open(&path, view.machine.as_deref(), follow)
     }
 
+    /// The network of a sandbox.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`], [`ErrorCode::Ambiguous`].
+    pub async fn network(&self, key: &str) -> Result<NetworkInfo, Error> {
+        let view = self.view(key)?;
+        NetworkInfo::of(&view.row, view.network.as_ref()).await
+    }
+
+    /// Exchanges the policy of a sandbox: of a running one at once and whole, else for its next
+    /// start. On failure the old policy is in force as before.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidNetworkPolicy`] with every fault, [`ErrorCode::PortTaken`],
+    /// [`ErrorCode::NetworkSetupFailed`].
+    pub async fn update_network(
+        &self,
+        key: &str,
+        policy: kiln_net::policy::PolicySpec,
+    ) -> Result<NetworkInfo, Error> {
+        self.ask(key, |reply| Command::UpdateNetwork { policy, reply })
+            .await?;
+        self.network(key).await
+    }
+
+    /// Proves that the policy of a running sandbox is enforced, by asking from both sides.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidState`] when it does not run or has no network.
+    pub async fn verify_network(&self, key: &str) -> Result<Vec<Proof>, Error> {
+        let link = self.link(key, "verify the network of")?;
+        let view = self.view(key)?;
+        crate::network::verify(&view.row.id, view.network.as_ref(), &link).await
+    }
+
     /// What happens from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -343,6 +386,7 @@ impl Host {
             // The driver ends when nobody can ask it any more, and its view with it.
             while view.changed().await.is_ok() {}
         }
+        self.shared.networks.close().await;
     }
 
     async fn ask<T>(

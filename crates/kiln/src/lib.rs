@@ -16,6 +16,7 @@ mod image_choice;
 mod images;
 mod lock;
 mod material;
+mod network;
 mod process;
 mod recover;
 mod sandbox;
@@ -34,6 +35,10 @@ pub use kiln_image::Volume;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
 pub use kiln_image::{Progress, ProgressEvent, Silent};
+pub use kiln_net::policy::{
+    Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
+};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
+pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
 pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
 pub use volumes::{NewVolume, VolumeSource};

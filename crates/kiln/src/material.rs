@@ -60,7 +60,7 @@ pub(crate) struct Material {
 
 impl Material {
     /// How an engine boots it. The agent reads the `kiln.` arguments.
-    pub(crate) fn boot(&self, engine: EngineKind, tmpfs: bool) -> Boot {
+    pub(crate) fn boot(&self, engine: EngineKind, tmpfs: bool, more: &[String]) -> Boot {
         // Firecracker ends when the guest resets; QEMU's microvm machine has no such keyboard
         // controller and ends when it powers off.
         let power_off = match engine {
@@ -70,12 +70,15 @@ impl Material {
         Boot {
             kernel: self.kernel.clone(),
             initramfs: Some(self.initramfs.clone()),
-            args: vec![
+            args: [
                 "kiln.root=/dev/vda".to_owned(),
                 format!("kiln.rootfs={}", self.filesystem.name()),
                 format!("kiln.scratch={}", if tmpfs { "tmpfs" } else { "/dev/vdb" }),
                 format!("kiln.poweroff={power_off}"),
-            ],
+            ]
+            .into_iter()
+            .chain(more.iter().cloned())
+            .collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
 use crate::host::Shared;
+use crate::network;
 use crate::sandbox::driver::{self, Live};
 use crate::sandbox::{SandboxState, launch};
 use crate::store::{Intent, SandboxRow, Sandboxes};
@@ -18,14 +19,16 @@ use crate::store::{Intent, SandboxRow, Sandboxes};
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     let rows = shared.store.write(|tx| Sandboxes(tx).all()).await?;
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
+    let mut adopted = Vec::new();
     for row in rows {
-        recover_one(shared, row).await?;
+        adopted.extend(recover_one(shared, row).await?);
     }
     let lives = known.clone();
     shared
         .materials
         .retain_pins(move |id| lives.contains(id))
         .await?;
+    shared.networks.sweep(adopted).await?;
     for dir in [
         shared.directories.machines(),
         shared.directories.sandboxes(),
@@ -35,7 +38,8 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Error> {
+/// Returns its id if its machine was adopted.
+async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option<String>, Error> {
     if row.spec.ephemeral {
         row.intent = Some(Intent::Remove);
     }
@@ -44,12 +48,14 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Er
         && let Some(live) = adopted(shared, &row).await
     {
         info!(id = %row.id, "adopted");
+        let id = row.id.clone();
         shared.adopt_driver(driver::spawn(Arc::clone(shared), row, Some(live)));
-        return Ok(());
+        return Ok(Some(id));
     }
     end(&row).await?;
     if row.intent == Some(Intent::Remove) {
-        return finish_removal(shared, &row).await;
+        finish_removal(shared, &row).await?;
+        return Ok(None);
     }
     settle(&mut row);
     remove_runtime(&shared.directories.machine(&row.id))?;
@@ -59,7 +65,7 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<(), Er
         .write(move |tx| Sandboxes(tx).update(&stored))
         .await?;
     shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
-    Ok(())
+    Ok(None)
 }
 
 /// The machine of a row, if the very process that was recorded still runs and answers.
@@ -72,12 +78,19 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
             return None;
         }
     };
+    // Ended rather than left with rules that nobody looks after.
+    let network = network::adopt(&shared.networks, row, machine.record().process.pid).await;
+    let network = network
+        .inspect_err(
+            |error| warn!(id = %row.id, error = %error.message(), "a machine's network is gone"),
+        )
+        .ok()?;
     let link = launch::open_link(row, machine.as_ref());
     let claimed = link.and_then(|link| Ok((link, shared.volumes.claim(row)?)));
     claimed
         .inspect_err(|error| warn!(id = %row.id, %error, "a machine is no use and is ended"))
         .ok()
-        .map(|(link, volumes)| Live::new(machine, link, volumes))
+        .map(|(link, volumes)| Live::new(machine, link, network, volumes))
 }
 
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.

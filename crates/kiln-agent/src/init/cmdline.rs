@@ -1,7 +1,9 @@
 //! What the kernel's command line says to the agent: `kiln.root=`, `kiln.rootfs=`,
-//! `kiln.scratch=`, `kiln.volume=`, `kiln.poweroff=`.
+//! `kiln.scratch=`, `kiln.volume=`, `kiln.poweroff=`, `kiln.net=`.
 
 use std::path::{Component, Path, PathBuf};
+
+use super::net::Network;
 
 /// How the machine is switched off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub(crate) struct Cmdline {
     /// `None` for `kiln.root=none`: the guest stays in its initramfs.
     pub(crate) root: Option<RootSpec>,
     pub(crate) switch_off: SwitchOff,
+    /// `None`: there is no network card, or the guest sets it up by itself.
+    pub(crate) network: Option<Network>,
 }
 
 /// A command line that makes no sense.
@@ -79,6 +83,7 @@ pub(crate) fn parse(line: &str) -> Result<Cmdline, CmdlineError> {
     Ok(Cmdline {
         root: root(line)?,
         switch_off: checked_switch_off(line)?,
+        network: network(line)?,
     })
 }
 
@@ -88,6 +93,14 @@ fn checked_switch_off(line: &str) -> Result<SwitchOff, CmdlineError> {
         None | Some("poweroff" | "reboot") => Ok(switch_off(line)),
         Some(other) => unknown(NAME, other),
     }
+}
+
+fn network(line: &str) -> Result<Option<Network>, CmdlineError> {
+    const NAME: &str = "kiln.net";
+    let Some(text) = value(line, NAME) else {
+        return Ok(None);
+    };
+    text.parse().map(Some).or_else(|()| unknown(NAME, text))
 }
 
 fn root(line: &str) -> Result<Option<RootSpec>, CmdlineError> {
@@ -219,6 +232,20 @@ mod tests {
             let line = format!("{LINE} kiln.volume={wrong}");
             assert!(parse(&line).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_network_is_optional_but_never_half_understood() {
+        assert_eq!(parse(LINE).unwrap().network, None);
+        let with = |net: &str| parse(&format!("{LINE} kiln.net={net}"));
+        let network = with("10.0.0.2/24,10.0.0.1,10.0.0.1,1500").unwrap().network;
+        assert_eq!(network.unwrap().prefix, 24);
+        assert!(
+            with("10.0.0.2")
+                .unwrap_err()
+                .to_string()
+                .contains("kiln.net=10.0.0.2")
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub(crate) mod cmdline;
 mod modules;
+pub(crate) mod net;
 mod root;
 pub(crate) mod shutdown;
 mod system;
@@ -86,6 +87,9 @@ pub(crate) fn bring_up(marks: &mut Marks) -> Result<Cmdline, InitError> {
     system::furnish();
     if let Some(spec) = &cmdline.root {
         shutdown::remember_volumes(root::mount_volumes(&spec.volumes)?);
+    }
+    if let Some(network) = &cmdline.network {
+        net::apply(network);
     }
     marks.set("system");
     Ok(cmdline)

@@ -20,8 +20,8 @@ pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 
 use crate::{
-    AttachRequest, CreateSandbox, ExecRequest, HostInfo, RunRequest, Sandbox, Session, StopSandbox,
-    Version,
+    AttachRequest, CreateSandbox, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof,
+    RunRequest, Sandbox, Session, StopSandbox, Version,
 };
 
 /// Talks to the daemon behind one socket. Cheap to clone.
@@ -135,6 +135,38 @@ impl Client {
     pub async fn remove(&self, key: &str, force: bool) -> Result<(), ClientError> {
         let path = sandbox_path(key, if force { "?force=true" } else { "" });
         self.done(Method::DELETE, &path).await
+    }
+
+    /// The network of a sandbox.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn network(&self, key: &str) -> Result<Network, ClientError> {
+        self.json(Method::GET, &sandbox_path(key, "/network"), None)
+            .await
+    }
+
+    /// Replaces the policy of a sandbox, of a running one at once.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn update_network(
+        &self,
+        key: &str,
+        policy: &NetworkPolicy,
+    ) -> Result<Network, ClientError> {
+        let body = connection::body(policy)?;
+        self.json(Method::PUT, &sandbox_path(key, "/network"), Some(body))
+            .await
+    }
+
+    /// Proves that the policy of a running sandbox is enforced.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn verify_network(&self, key: &str) -> Result<Vec<NetworkProof>, ClientError> {
+        self.json(Method::POST, &sandbox_path(key, "/network/verify"), None)
+            .await
     }
 
     /// Commands that run in a sandbox, or ended there.

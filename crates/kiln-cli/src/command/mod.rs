@@ -6,6 +6,7 @@ pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
@@ -54,6 +55,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Image(args) => image::run(args, daemon, output).await,
         Command::Volume(args) => volume::run(args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
+        Command::Network(args) => network::run(args, daemon, output).await,
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,
         // Has a runtime of its own.

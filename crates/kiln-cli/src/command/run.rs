@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use kiln_api::{CreateSandbox, RunRequest};
 
-use super::{image::Pull, shared::CommandArgs, volume::Mount};
+use super::{image::Pull, network::RunNetworkArgs, shared::CommandArgs, volume::Mount};
 use crate::{
     Failure, Output,
     cli::Engine,
@@ -61,6 +61,8 @@ pub(crate) struct RunArgs {
     /// Engine to run it on
     #[arg(long, value_enum, env = "KILN_ENGINE")]
     engine: Option<Engine>,
+    #[command(flatten)]
+    network: RunNetworkArgs,
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
@@ -126,6 +128,7 @@ impl RunArgs {
             modules: self.modules.as_deref().map(host_path).transpose()?,
             hostname: self.hostname,
             allow_insecure_vmm: self.allow_insecure_vmm,
+            network: Some(self.network.request()),
         };
         Ok(RunRequest {
             sandbox,
@@ -242,6 +245,9 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
+            "kiln run --network bridge",
+            "kiln run --network-policy open",
+            "kiln run --verify-hosts",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -251,7 +257,9 @@ mod tests {
     fn every_option_arrives() {
         let request = request(
             "kiln run --name n --cpus 2 -m 1G --disk 512M -e A=b -w /w -u u:g --hostname h --keep \
-             --kernel /k --modules /m --engine qemu img -- c",
+             --kernel /k --modules /m --engine qemu --network default --network-policy custom \
+             --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
+             --publish 53:53/udp --bandwidth 5mbit/1mbit img -- c",
         );
         let sandbox = request.sandbox;
         assert_eq!(sandbox.name.as_deref(), Some("n"));
@@ -267,6 +275,15 @@ mod tests {
         assert_eq!(request.exec.cwd.as_deref(), Some("/w"));
         assert_eq!(request.exec.user.as_deref(), Some("u:g"));
         assert!(request.keep && !request.detach);
+        let network = sandbox.network.unwrap();
+        assert_eq!(network.mode, Some(kiln_api::NetworkMode::Default));
+        let policy = network.policy;
+        assert_eq!(policy.mode, Some(kiln_api::PolicyMode::Custom));
+        assert_eq!(policy.allowed_domains, ["a.b", "c.d"]);
+        assert_eq!(policy.allowed_cidrs, ["1.1.1.0/24"]);
+        assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);
+        assert_eq!(policy.publish, ["80:8080", "53:53/udp"]);
+        assert_eq!(policy.bandwidth.upload.as_deref(), Some("1mbit"));
     }
 
     #[test]

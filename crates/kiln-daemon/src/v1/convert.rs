@@ -22,6 +22,9 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         volumes: request.volumes.into_iter().map(volume_mount).collect(),
         ephemeral: false,
         allow_insecure_vmm: request.allow_insecure_vmm,
+        network: request
+            .network
+            .map_or(default.network, super::networks::spec),
     }
 }
 

@@ -5,6 +5,7 @@ mod exec;
 mod host;
 mod images;
 mod logs;
+mod networks;
 mod run;
 mod sandboxes;
 mod volumes;
@@ -45,6 +46,11 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .route("/v1/sandboxes/{key}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{key}/stop", post(sandboxes::stop))
         .route("/v1/sandboxes/{key}/logs", get(logs::read))
+        .route(
+            "/v1/sandboxes/{key}/network",
+            get(networks::inspect).put(networks::update),
+        )
+        .route("/v1/sandboxes/{key}/network/verify", post(networks::verify))
         .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
         .route("/v1/sandboxes/{key}/exec", get(exec::exec))
         .route(

@@ -7,7 +7,7 @@ use kiln_vmm::jail::JailSpec;
 
 use crate::error::{Error, ErrorCode};
 use crate::host::Shared;
-use crate::store::{Lease, Leases};
+use crate::store::Uids;
 
 /// Users above those that systemd's containers take (`UIDS-GIDS.md`: 524288 to 1879048191) and
 /// below what a signed 32-bit number holds: nobody is known to use them.
@@ -28,7 +28,7 @@ pub(super) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, 
     let (id, range) = (id.to_owned(), uids_of(&shared.config.data_dir));
     let uid = shared
         .store
-        .write(move |tx| Leases(tx).take(Lease::Uid, &id, range))
+        .write(move |tx| Uids(tx).take(&id, range))
         .await?
         .ok_or_else(no_uid)?;
     Ok(Some(JailSpec {

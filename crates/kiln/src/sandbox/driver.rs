@@ -18,6 +18,7 @@ use super::{SandboxInfo, SandboxState, stop};
 use crate::error::{Error, ErrorCode};
 use crate::guest::{GuestEvent, GuestLink};
 use crate::host::Shared;
+use crate::network::{Attachment, NetworkSpec};
 use crate::store::{Intent, SandboxRow, Sandboxes};
 use crate::volumes::VolumeClaims;
 
@@ -40,6 +41,10 @@ pub(crate) enum Command {
         force: bool,
         reply: Reply<()>,
     },
+    UpdateNetwork {
+        policy: kiln_net::policy::PolicySpec,
+        reply: Reply<()>,
+    },
 }
 
 impl Command {
@@ -56,6 +61,7 @@ pub(crate) struct View {
     pub(crate) row: Arc<SandboxRow>,
     pub(crate) link: Option<GuestLink>,
     pub(crate) machine: Option<Arc<dyn Machine>>,
+    pub(crate) network: Option<Attachment>,
 }
 
 /// The way to a driver; clones share it.
@@ -69,17 +75,24 @@ pub(crate) struct DriverHandle {
 pub(crate) struct Live {
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) link: GuestLink,
+    pub(crate) network: Option<Attachment>,
     link_events: broadcast::Receiver<GuestEvent>,
     /// Let go of with the machine.
     _volumes: VolumeClaims,
 }
 
 impl Live {
-    pub(crate) fn new(machine: Arc<dyn Machine>, link: GuestLink, volumes: VolumeClaims) -> Self {
+    pub(crate) fn new(
+        machine: Arc<dyn Machine>,
+        link: GuestLink,
+        network: Option<Attachment>,
+        volumes: VolumeClaims,
+    ) -> Self {
         let link_events = link.events();
         Self {
             machine,
             link,
+            network,
             link_events,
             _volumes: volumes,
         }
@@ -106,6 +119,7 @@ fn view_of(row: &SandboxRow, live: Option<&Live>) -> View {
         row: Arc::new(row.clone()),
         link: live.map(|live| live.link.clone()),
         machine: live.map(|live| Arc::clone(&live.machine)),
+        network: live.and_then(|live| live.network.clone()),
     }
 }
 
@@ -150,6 +164,10 @@ impl Driver {
                     ControlFlow::Continue(())
                 }
                 Command::Remove { force, reply } => self.remove(force, reply).await,
+                Command::UpdateNetwork { policy, reply } => {
+                    answer(reply, self.update_network(policy).await);
+                    ControlFlow::Continue(())
+                }
             };
             if flow.is_break() {
                 break;
@@ -305,6 +323,30 @@ impl Driver {
     fn grace_of_removal(&self) -> Duration {
         let writes = self.row.spec.volumes.iter().any(|it| !it.read_only);
         if writes { VOLUME_GRACE } else { Duration::ZERO }
+    }
+
+    /// Stored first: after a crash in between, the one who adopts the network applies it.
+    async fn update_network(&mut self, policy: kiln_net::policy::PolicySpec) -> Result<(), Error> {
+        let wanted = NetworkSpec {
+            policy,
+            ..self.row.spec.network.clone()
+        };
+        wanted.check()?;
+        let checked = wanted.checked_policy()?;
+        let before = std::mem::replace(&mut self.row.spec.network, wanted);
+        let mut changed = self.save().await;
+        if changed.is_ok()
+            && let Some(network) = self.live.as_ref().and_then(|live| live.network.as_ref())
+        {
+            changed = network.update(checked).await;
+        }
+        if changed.is_err() {
+            self.row.spec.network = before;
+            self.save().await?;
+        }
+        self.publisher
+            .send_replace(view_of(&self.row, self.live.as_ref()));
+        changed
     }
 
     fn expect_move(&self, next: SandboxState, call: &str) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_image::Progress;
 use kiln_image::oci::ImageConfig;
+use kiln_vmm::jail::JailSpec;
 use kiln_vmm::{
     Boot, BootTimings, Disk, Engine, EngineKind, Machine, MachineError, MachineSpec, SpawnError,
 };
@@ -22,6 +23,7 @@ use crate::error::{Error, ErrorCode};
 use crate::guest::{GuestIdentity, GuestLink};
 use crate::host::Shared;
 use crate::material::Material;
+use crate::network::{self, Attached};
 use crate::store::{SandboxRow, Sandboxes};
 use crate::volumes::{self, VolumeClaims};
 
@@ -74,7 +76,21 @@ async fn run_phases(
 
     let turn = unless(cancel, row, shared.boot_turn()).await?;
     let spawning = Instant::now();
-    let machine = spawn(shared, row, &chosen, &material, disks, undo).await?;
+    let jail = confine::jail(shared, &row.id).await?;
+    let owner = tap_owner(jail.as_ref());
+    let network = network::attach(&shared.networks, row, owner, undo).await?;
+    let spec = MachineSpec {
+        jail,
+        ..machine_spec(
+            shared,
+            row,
+            chosen.engine.as_ref(),
+            &material,
+            disks,
+            &network,
+        )
+    };
+    let machine = spawn(&chosen, &spec, undo).await?;
     let spawned = spawning.elapsed();
     record(shared, row, &machine, &chosen, &material).await?;
     // Before the guest runs: it dials as soon as it can.
@@ -87,9 +103,9 @@ async fn run_phases(
         engine: chosen.engine.kind(),
         image_id: material.image_id,
         image_config: material.image_config,
-        warnings: chosen.warning.into_iter().collect(),
+        warnings: chosen.warning.into_iter().chain(network.warning).collect(),
         timings: timings(prepared, spawned, booted, kernel, agent),
-        live: Live::new(machine, link, volumes),
+        live: Live::new(machine, link, network.attachment, volumes),
     })
 }
 
@@ -169,17 +185,12 @@ async fn make_disks(
 }
 
 async fn spawn(
-    shared: &Arc<Shared>,
-    row: &SandboxRow,
     chosen: &Chosen,
-    material: &Material,
-    disks: Vec<Disk>,
+    spec: &MachineSpec,
     undo: &mut UndoStack,
 ) -> Result<Arc<dyn Machine>, Error> {
-    let mut spec = machine_spec(shared, row, chosen.engine.as_ref(), material, disks);
-    spec.jail = confine::jail(shared, &row.id).await?;
     let machine: Arc<dyn Machine> =
-        Arc::from(chosen.engine.spawn(&spec).await.map_err(spawn_failed)?);
+        Arc::from(chosen.engine.spawn(spec).await.map_err(spawn_failed)?);
     let ended = Arc::clone(&machine);
     undo.push(async move {
         ended
@@ -197,18 +208,19 @@ fn machine_spec(
     engine: &dyn Engine,
     material: &Material,
     disks: Vec<Disk>,
+    network: &Attached,
 ) -> MachineSpec {
     MachineSpec {
         id: row.id.clone(),
         runtime_dir: shared.directories.machine(&row.id),
         vcpus: row.spec.vcpus,
         mem_mib: row.spec.mem_mib,
-        boot: boot(row, engine.kind(), material),
+        boot: boot(row, engine.kind(), material, network),
         disks,
         agent: true,
         restore: None,
-        nics: Vec::new(),
-        netns: None,
+        nics: network.nics.clone(),
+        netns: network.namespace.clone(),
         jail: None,
         allow_insecure: row.spec.allow_insecure_vmm,
         options: kiln_vmm::MachineOptions::default(),
@@ -216,10 +228,24 @@ fn machine_spec(
     }
 }
 
-fn boot(row: &SandboxRow, engine: EngineKind, material: &Material) -> Boot {
-    let mut boot = material.boot(engine, row.spec.tmpfs);
+fn boot(row: &SandboxRow, engine: EngineKind, material: &Material, network: &Attached) -> Boot {
+    let mut boot = material.boot(engine, row.spec.tmpfs, &network.kernel_args);
     boot.args.extend(volumes::boot_args(&row.spec));
     boot
+}
+
+/// Who opens the TAP: the VMM's user, which is this process's without a jail.
+fn tap_owner(jail: Option<&JailSpec>) -> kiln_net::TapOwner {
+    match jail {
+        Some(jail) => kiln_net::TapOwner {
+            uid: jail.uid,
+            gid: jail.gid,
+        },
+        None => kiln_net::TapOwner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        },
+    }
 }
 
 /// Before the guest runs it is written down whose process it is: a daemon that dies from here on

@@ -8,7 +8,7 @@ pub(crate) mod launch;
 mod spec;
 mod state;
 mod stop;
-mod undo;
+pub(crate) mod undo;
 mod volume_mount;
 
 pub(crate) use id::{is_sandbox_id, random_id};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::volume_mount::{self, VolumeMount};
 use crate::error::{Error, ErrorCode};
+use crate::network::NetworkSpec;
 
 /// Largest number of virtual processors (Firecracker's own limit).
 pub(super) const MAX_VCPUS: u8 = 32;
@@ -60,6 +61,8 @@ pub struct SandboxSpec {
     /// Go on without protections around the VMM that cannot be had, such as a Firecracker that was
     /// built without system call filters. What is missing is told with the sandbox.
     pub allow_insecure_vmm: bool,
+    /// Its network: the public internet, where this host can make networks, unless said otherwise.
+    pub network: NetworkSpec,
 }
 
 impl Default for SandboxSpec {
@@ -80,6 +83,7 @@ impl Default for SandboxSpec {
             volumes: Vec::new(),
             ephemeral: false,
             allow_insecure_vmm: false,
+            network: NetworkSpec::default(),
         }
     }
 }
@@ -134,6 +138,7 @@ impl SandboxSpec {
             faults.push("modules belong to a kernel, and none is given".to_owned());
         }
         faults.extend(volume_mount::faults(&self.volumes));
+        faults.extend(self.network.faults());
         faults
     }
 }

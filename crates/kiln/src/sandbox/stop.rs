@@ -34,7 +34,11 @@ async fn clean_up_within(live: &Live, grace: Duration) -> Result<(), Error> {
     live.machine.close(grace).await.map_err(|source| {
         Error::new(ErrorCode::Host, "cannot clean up after the machine").with_source(source)
     })?;
-    Ok(())
+    // Last: the VMM sits in its namespace.
+    match &live.network {
+        Some(network) => network.release().await,
+        None => Ok(()),
+    }
 }
 
 async fn ask_politely(live: &Live, grace: Duration) {

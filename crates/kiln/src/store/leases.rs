@@ -1,131 +1,246 @@
-//! Numbers that only one sandbox may have at a time.
-//!
-//! The table's keys hold that, not code; a sandbox that is removed gives its numbers back.
+//! Leases of network slots, and whether this data directory has anything in the host's network.
 
-use std::ops::Range;
-
-use rusqlite::{OptionalExtension, Transaction, named_params};
+use kiln_net::NetworkRecord;
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::StoreError;
 
-/// What a number is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lease {
-    /// User and group of a jailed VMM.
-    Uid,
-}
-
-impl Lease {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Uid => "uid",
-        }
-    }
-}
-
-/// The table, within a transaction.
+/// The tables, within a transaction.
 pub(crate) struct Leases<'t>(pub(crate) &'t Transaction<'t>);
 
 impl Leases<'_> {
-    /// The number that a sandbox has, or the lowest free one of `range`; `None` when all are
-    /// taken. The number stays the sandbox's until it is removed.
-    pub(crate) fn take(
+    /// Leases the lowest free slot below `slots` and stores what `name` makes of it. The schema
+    /// holds that no slot has two owners, and no sandbox two slots.
+    pub(crate) fn take<E>(
         &self,
-        lease: Lease,
         sandbox: &str,
-        range: Range<u32>,
-    ) -> Result<Option<u32>, StoreError> {
-        if let Some(number) = self.of(lease, sandbox)?
-            && range.contains(&number)
-        {
-            return Ok(Some(number));
-        }
-        let Some(number) = self.lowest_free(lease, &range)? else {
-            return Ok(None);
+        slots: u32,
+        name: impl Fn(u32) -> Result<NetworkRecord, E>,
+    ) -> Result<Result<NetworkRecord, E>, StoreError> {
+        let slot = self.lowest_free()?.min(slots);
+        // The first slot that does not exist is refused by `name`, which knows the pool.
+        let record = match name(slot) {
+            Ok(record) => record,
+            Err(refused) => return Ok(Err(refused)),
         };
         self.0.execute(
-            "INSERT OR REPLACE INTO leases (kind, sandbox, number) VALUES (:kind, :sandbox, :number)",
-            named_params! {":kind": lease.as_str(), ":sandbox": sandbox, ":number": number},
+            "INSERT INTO network_leases (slot, sandbox, record) VALUES (?1, ?2, ?3)",
+            params![slot, sandbox, json(&record)?],
         )?;
-        Ok(Some(number))
+        Ok(Ok(record))
     }
 
-    fn of(&self, lease: Lease, sandbox: &str) -> Result<Option<u32>, StoreError> {
-        let sql = "SELECT number FROM leases WHERE kind = :kind AND sandbox = :sandbox";
-        let parameters = named_params! {":kind": lease.as_str(), ":sandbox": sandbox};
-        Ok(self
+    fn lowest_free(&self) -> Result<u32, StoreError> {
+        let mut statement = self
             .0
-            .query_row(sql, parameters, |row| row.get(0))
-            .optional()?)
+            .prepare_cached("SELECT slot FROM network_leases ORDER BY slot")?;
+        let taken = statement.query_map([], |row| row.get::<_, u32>(0))?;
+        let mut free = 0;
+        for slot in taken {
+            if slot? != free {
+                break;
+            }
+            free += 1;
+        }
+        Ok(free)
     }
 
-    /// The range's start if it is free, else the successor of the lowest number without one.
-    fn lowest_free(&self, lease: Lease, range: &Range<u32>) -> Result<Option<u32>, StoreError> {
-        let sql = "SELECT candidate FROM (
-                       SELECT :start AS candidate
-                       UNION ALL
-                       SELECT number + 1 FROM leases
-                        WHERE kind = :kind AND number >= :start AND number < :end)
-                    WHERE candidate < :end
-                      AND candidate NOT IN (SELECT number FROM leases WHERE kind = :kind)
-                    ORDER BY candidate LIMIT 1";
-        let parameters =
-            named_params! {":kind": lease.as_str(), ":start": range.start, ":end": range.end};
-        Ok(self
+    /// What a sandbox has leased.
+    pub(crate) fn of(&self, sandbox: &str) -> Result<Option<NetworkRecord>, StoreError> {
+        let mut statement = self
             .0
-            .query_row(sql, parameters, |row| row.get(0))
-            .optional()?)
+            .prepare_cached("SELECT record FROM network_leases WHERE sandbox = ?1")?;
+        let found: Option<String> = statement
+            .query_row([sandbox], |row| row.get(0))
+            .optional()?;
+        found.map(|text| parse(&text)).transpose()
     }
+
+    /// Stores a changed record.
+    pub(crate) fn update(&self, sandbox: &str, record: &NetworkRecord) -> Result<(), StoreError> {
+        self.0.execute(
+            "UPDATE network_leases SET record = ?2 WHERE sandbox = ?1",
+            params![sandbox, json(record)?],
+        )?;
+        Ok(())
+    }
+
+    /// Gives a lease back; one that is not there is no error.
+    pub(crate) fn release(&self, sandbox: &str) -> Result<(), StoreError> {
+        self.0
+            .execute("DELETE FROM network_leases WHERE sandbox = ?1", [sandbox])?;
+        Ok(())
+    }
+
+    /// Gives back every lease but those of these sandboxes; what stays.
+    pub(crate) fn retain(&self, sandboxes: &[String]) -> Result<Vec<NetworkRecord>, StoreError> {
+        let mut statement = self
+            .0
+            .prepare("SELECT sandbox, record FROM network_leases")?;
+        let all = statement.query_map([], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut kept = Vec::new();
+        for lease in all {
+            let (sandbox, record) = lease?;
+            if sandboxes.contains(&sandbox) {
+                kept.push(parse(&record)?);
+            } else {
+                self.release(&sandbox)?;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Whether anybody has a lease.
+    pub(crate) fn any(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM network_leases)";
+        Ok(self.0.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// Notes that there is, or will be, something in the host's network; the pool chosen before.
+    pub(crate) fn begin_host(&self) -> Result<Option<String>, StoreError> {
+        self.0
+            .execute("INSERT OR IGNORE INTO network_host (id) VALUES (1)", [])?;
+        let sql = "SELECT pool FROM network_host";
+        Ok(self.0.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// Remembers the pool.
+    pub(crate) fn keep_pool(&self, pool: &str) -> Result<(), StoreError> {
+        self.0
+            .execute("UPDATE network_host SET pool = ?1", [pool])?;
+        Ok(())
+    }
+
+    /// Whether there may be something in the host's network.
+    pub(crate) fn host_is_there(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM network_host)";
+        Ok(self.0.query_row(sql, [], |row| row.get(0))?)
+    }
+
+    /// Nothing is there any more.
+    pub(crate) fn end_host(&self) -> Result<(), StoreError> {
+        self.0.execute("DELETE FROM network_host", [])?;
+        Ok(())
+    }
+}
+
+fn json(record: &NetworkRecord) -> Result<String, StoreError> {
+    serde_json::to_string(record).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn parse(text: &str) -> Result<NetworkRecord, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("{error}: {text}")))
 }
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::Connection;
-
+    use super::super::Store;
     use super::*;
 
-    fn store_with(sandboxes: &[&str]) -> Connection {
-        let mut connection = Connection::open_in_memory().unwrap();
-        connection
-            .pragma_update(None, "foreign_keys", true)
-            .unwrap();
-        super::super::schema::migrate(&mut connection).unwrap();
-        for id in sandboxes {
-            connection
-                .execute(
-                    "INSERT INTO sandboxes (id, spec, image, state, created_at_ms)
-                     VALUES (?1, '{}', 'debian', 'created', 0)",
-                    [id],
-                )
-                .unwrap();
+    const SLOTS: u32 = 3;
+
+    fn named(slot: u32) -> Result<NetworkRecord, &'static str> {
+        if slot >= SLOTS {
+            return Err("exhausted");
         }
-        connection
+        Ok(NetworkRecord {
+            interface: kiln_net::subnet::InterfaceName::new(format!("kln{slot}")).expect("name"),
+            slot,
+            generation: 1,
+            policy: 0,
+        })
     }
 
-    #[test]
-    fn numbers_are_unique_stay_and_come_back() {
-        let mut connection = store_with(&["a", "b", "c", "d"]);
-        let tx = connection.transaction().unwrap();
-        let take = |sandbox| Leases(&tx).take(Lease::Uid, sandbox, 10..13).unwrap();
-        assert_eq!(take("a"), Some(10));
-        assert_eq!(take("b"), Some(11));
-        assert_eq!(take("a"), Some(10), "it keeps its number");
-        assert_eq!(take("c"), Some(12));
-        assert_eq!(take("d"), None, "all are taken");
-        tx.execute("DELETE FROM sandboxes WHERE id = 'b'", [])
-            .unwrap();
-        assert_eq!(
-            take("d"),
-            Some(11),
-            "a removed sandbox gives its number back"
-        );
+    /// A store with these sandboxes in it.
+    async fn store(ids: &[&str]) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("kiln.db")).expect("store");
+        for id in ids {
+            let id = (*id).to_owned();
+            store
+                .write(move |tx| {
+                    tx.execute(
+                        "INSERT INTO sandboxes (id, spec, image, state, created_at_ms)
+                         VALUES (?1, '{}', '', 'created', 1)",
+                        [id],
+                    )?;
+                    Ok(())
+                })
+                .await
+                .expect("row");
+        }
+        (dir, store)
     }
 
-    #[test]
-    fn a_number_outside_of_the_range_is_replaced() {
-        let mut connection = store_with(&["a"]);
-        let tx = connection.transaction().unwrap();
-        assert_eq!(Leases(&tx).take(Lease::Uid, "a", 10..13).unwrap(), Some(10));
-        assert_eq!(Leases(&tx).take(Lease::Uid, "a", 50..60).unwrap(), Some(50));
+    async fn take(store: &Store, id: &'static str) -> Result<u32, String> {
+        let leased = store
+            .write(move |tx| Leases(tx).take(id, SLOTS, named))
+            .await
+            .map_err(|error| error.to_string())?;
+        leased.map(|record| record.slot).map_err(str::to_owned)
+    }
+
+    #[tokio::test]
+    async fn the_lowest_free_slot_is_leased_once() {
+        let (_dir, store) = store(&["a", "b", "c", "d"]).await;
+        assert_eq!(take(&store, "a").await, Ok(0));
+        assert_eq!(take(&store, "b").await, Ok(1));
+        take(&store, "b").await.expect_err("one lease each");
+        let released = store.write(|tx| Leases(tx).release("a")).await;
+        released.expect("release");
+        assert_eq!(take(&store, "c").await, Ok(0));
+        assert_eq!(take(&store, "d").await, Ok(2));
+        assert_eq!(take(&store, "a").await, Err("exhausted".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn no_slot_has_two_owners_whatever_the_code_does() {
+        let (_dir, store) = store(&["a", "b"]).await;
+        take(&store, "a").await.expect("lease");
+        let twice = store
+            .write(|tx| {
+                let sql = "INSERT INTO network_leases (slot, sandbox, record) VALUES (0, 'b', '')";
+                tx.execute(sql, [])?;
+                Ok(())
+            })
+            .await;
+        assert!(matches!(twice, Err(StoreError::Sqlite(_))), "{twice:?}");
+    }
+
+    #[tokio::test]
+    async fn a_lease_goes_with_its_sandbox_or_with_a_sweep() {
+        let (_dir, store) = store(&["a", "b", "c"]).await;
+        for id in ["a", "b", "c"] {
+            take(&store, id).await.expect("lease");
+        }
+        let kept = store
+            .write(|tx| {
+                tx.execute("DELETE FROM sandboxes WHERE id = 'a'", [])?;
+                Leases(tx).retain(&["b".to_owned()])
+            })
+            .await
+            .expect("retain");
+        assert_eq!(kept.iter().map(|it| it.slot).collect::<Vec<_>>(), [1]);
+        let of = |id: &'static str| store.write(move |tx| Leases(tx).of(id));
+        assert_eq!(of("a").await.expect("of"), None);
+        assert_eq!(of("c").await.expect("of"), None);
+        assert!(of("b").await.expect("of").is_some());
+    }
+
+    #[tokio::test]
+    async fn the_host_is_remembered_with_its_pool() {
+        let (_dir, store) = store(&[]).await;
+        let there = || store.write(|tx| Leases(tx).host_is_there());
+        assert!(!there().await.expect("read"));
+        let pool = store.write(|tx| Leases(tx).begin_host()).await;
+        assert_eq!(pool.expect("begin"), None);
+        let kept = store.write(|tx| Leases(tx).keep_pool("10.0.0.0/16")).await;
+        kept.expect("keep");
+        let pool = store.write(|tx| Leases(tx).begin_host()).await;
+        assert_eq!(pool.expect("begin").as_deref(), Some("10.0.0.0/16"));
+        store.write(|tx| Leases(tx).end_host()).await.expect("end");
+        assert!(!there().await.expect("read"));
     }
 }

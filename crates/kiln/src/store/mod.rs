@@ -6,6 +6,7 @@
 mod leases;
 mod sandboxes;
 mod schema;
+mod uids;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +14,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub(crate) use leases::{Lease, Leases};
+pub(crate) use leases::Leases;
 pub(crate) use sandboxes::{Intent, SandboxRow, Sandboxes};
+pub(crate) use uids::Uids;
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]

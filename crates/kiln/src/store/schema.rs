@@ -26,17 +26,29 @@ const STEPS: &[&str] = &[
     CREATE INDEX sandboxes_by_age ON sandboxes (created_at_ms DESC, id);
 ",
     "
-    CREATE TABLE leases (
-        kind    TEXT NOT NULL,
-        sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
-        number  INTEGER NOT NULL,
-        PRIMARY KEY (kind, sandbox),
-        UNIQUE (kind, number)
+    CREATE TABLE uid_leases (
+        sandbox TEXT PRIMARY KEY NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+        uid     INTEGER NOT NULL UNIQUE
     ) STRICT;
 ",
     // How the image that a sandbox began with wants to be run, as JSON.
     "ALTER TABLE sandboxes ADD COLUMN image_config TEXT;",
+    NETWORKS,
 ];
+
+/// Who has which slot of the address pool; and one row while there may be something of this data
+/// directory in the host's network.
+const NETWORKS: &str = "
+    CREATE TABLE network_leases (
+        slot    INTEGER PRIMARY KEY NOT NULL,
+        sandbox TEXT NOT NULL UNIQUE REFERENCES sandboxes (id) ON DELETE CASCADE,
+        record  TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE network_host (
+        id   INTEGER PRIMARY KEY NOT NULL CHECK (id = 1),
+        pool TEXT
+    ) STRICT;
+";
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);

@@ -1,0 +1,152 @@
+//! A network for a machine that starts, and the network of a machine that is adopted.
+
+use std::path::PathBuf;
+
+use kiln_net::policy::Policy;
+use kiln_net::{GuestFacts, HostNetwork, Label, NetNamespace, Network, TapOwner};
+use kiln_vmm::{MacAddress, Nic};
+
+use super::attachment::Attachment;
+use super::host::{Networks, blocking};
+use super::spec::NetworkMode;
+use crate::error::{Error, ErrorCode};
+use crate::sandbox::undo::UndoStack;
+use crate::store::{Leases, SandboxRow};
+
+/// What a machine needs to know of its network. The default is a machine without one.
+#[derive(Default)]
+pub(crate) struct Attached {
+    pub(crate) attachment: Option<Attachment>,
+    pub(crate) nics: Vec<Nic>,
+    /// Where the VMM must run; good while the attachment lives.
+    pub(crate) namespace: Option<PathBuf>,
+    /// For the guest's agent.
+    pub(crate) kernel_args: Vec<String>,
+    pub(crate) warning: Option<String>,
+}
+
+/// Makes the network of a sandbox that starts, for a VMM that runs as `owner`.
+pub(crate) async fn attach(
+    networks: &Networks,
+    row: &SandboxRow,
+    owner: TapOwner,
+    undo: &mut UndoStack,
+) -> Result<Attached, Error> {
+    let wanted = &row.spec.network;
+    if wanted.mode == NetworkMode::None {
+        return Ok(Attached::default());
+    }
+    let host = match networks.host().await {
+        Ok(host) => host,
+        Err(error) if wanted.is_optional() => {
+            return Ok(Attached {
+                warning: Some(format!("no network: {}", error.message())),
+                ..Attached::default()
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let policy = wanted.checked_policy()?;
+    let attachment = Attachment::of(&row.id, &networks.store);
+    let undone = attachment.clone();
+    undo.push(async move { undone.release().await });
+    create(networks, host, row, owner, policy, attachment).await
+}
+
+async fn create(
+    networks: &Networks,
+    host: HostNetwork,
+    row: &SandboxRow,
+    owner: TapOwner,
+    policy: Policy,
+    attachment: Attachment,
+) -> Result<Attached, Error> {
+    // The lease is written down, names and all, before anything of the network exists.
+    let (sandbox, naming) = (row.id.clone(), host.clone());
+    let record = networks
+        .store
+        .write(move |tx| Leases(tx).take(&sandbox, naming.slots(), |slot| naming.reserve(slot)))
+        .await??;
+    let spec = network_spec(row, owner, policy);
+    let network = blocking(move || Ok(Network::create(&host, record, spec)?)).await?;
+    let (facts, namespace) = (network.guest(), network.namespace().path());
+    let record = network.record();
+    attachment.hold(network);
+    networks.watched.add(&attachment);
+    attachment.keep(record).await?;
+    Ok(Attached {
+        nics: vec![nic(&facts)?],
+        namespace: Some(namespace),
+        kernel_args: vec![kernel_argument(&facts)],
+        warning: None,
+        attachment: Some(attachment),
+    })
+}
+
+/// Takes over the network of a machine that runs as process `pid`; `None` for one without.
+pub(crate) async fn adopt(
+    networks: &Networks,
+    row: &SandboxRow,
+    pid: u32,
+) -> Result<Option<Attachment>, Error> {
+    let id = row.id.clone();
+    let Some(record) = networks.store.write(move |tx| Leases(tx).of(&id)).await? else {
+        return Ok(None);
+    };
+    let host = networks.host().await?;
+    // The TAP exists: who owns it was settled when it was made.
+    let owner = TapOwner { uid: 0, gid: 0 };
+    let spec = network_spec(row, owner, row.spec.network.checked_policy()?);
+    let network = blocking(move || {
+        let namespace = NetNamespace::of_process(pid)?;
+        Ok(Network::adopt(&host, record, spec, namespace)?)
+    })
+    .await?;
+    let attachment = Attachment::of(&row.id, &networks.store);
+    let record = network.record();
+    attachment.hold(network);
+    networks.watched.add(&attachment);
+    attachment.keep(record).await?;
+    Ok(Some(attachment))
+}
+
+fn network_spec(row: &SandboxRow, owner: TapOwner, policy: Policy) -> kiln_net::NetworkSpec {
+    kiln_net::NetworkSpec {
+        label: Label::new(&row.id),
+        // The agent is told by its host link.
+        hostname: None,
+        owner,
+        policy,
+        via: None,
+    }
+}
+
+fn nic(facts: &GuestFacts) -> Result<Nic, Error> {
+    let mac = MacAddress::new(facts.mac.0).map_err(|error| {
+        Error::new(
+            ErrorCode::NetworkSetupFailed,
+            "the guest's address is no address",
+        )
+        .with_source(error)
+    })?;
+    Ok(Nic {
+        id: "eth0".to_owned(),
+        tap: facts.tap.to_string(),
+        mac,
+        rx_limit: None,
+        tx_limit: None,
+    })
+}
+
+/// Read by the agent: address and prefix, gateway, resolver, MTU.
+fn kernel_argument(facts: &GuestFacts) -> String {
+    let GuestFacts {
+        address,
+        prefix,
+        gateway,
+        resolver,
+        mtu,
+        ..
+    } = facts;
+    format!("kiln.net={address}/{prefix},{gateway},{resolver},{mtu}")
+}

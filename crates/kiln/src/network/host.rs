@@ -1,0 +1,174 @@
+//! The host's network of one data directory: opened when the first sandbox wants one, adopted when
+//! an earlier owner left one, removed when the last owner leaves and nobody needs it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use kiln_net::dns::{DnsOptions, Server, resolvers_of};
+use kiln_net::subnet::{Cidr, InterfaceName};
+use kiln_net::{HostNetwork, HostOptions, Identity};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use super::error::unavailable;
+use super::watch::{Watch, Watched};
+use crate::error::{Error, ErrorCode};
+use crate::store::{Leases, Store};
+
+/// The data directory whose networks have the plain names.
+const USUAL_DIRECTORY: &str = "/var/lib/kiln";
+const TUN: &str = "/dev/net/tun";
+const RESOLVERS: &str = "/etc/resolv.conf";
+
+/// The way to the host's network.
+pub(crate) struct Networks {
+    data_dir: PathBuf,
+    pub(super) store: Store,
+    pub(super) watched: Watched,
+    opened: Mutex<Option<Opened>>,
+}
+
+struct Opened {
+    host: HostNetwork,
+    /// Answers names until it is dropped.
+    _names: Server,
+    watch: Watch,
+}
+
+impl Networks {
+    pub(crate) fn new(data_dir: &Path, store: Store) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            store,
+            watched: Watched::default(),
+            opened: Mutex::new(None),
+        }
+    }
+
+    /// Why this host can make no networks, as far as can be told without touching anything.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("that takes root".to_owned());
+        }
+        let tun = std::fs::File::options().read(true).write(true).open(TUN);
+        tun.err().map(|error| format!("{TUN}: {error}"))
+    }
+
+    /// The host's network; made now if it is the first time.
+    pub(super) async fn host(&self) -> Result<HostNetwork, Error> {
+        let mut opened = self.opened.lock().await;
+        if let Some(opened) = opened.as_ref() {
+            return Ok(opened.host.clone());
+        }
+        if let Some(reason) = self.obstacle() {
+            return Err(unavailable(&reason));
+        }
+        let now = self.open().await?;
+        let host = now.host.clone();
+        *opened = Some(now);
+        Ok(host)
+    }
+
+    /// Written down first that there is something, so that it is found after a crash.
+    async fn open(&self) -> Result<Opened, Error> {
+        let pool = self.store.write(|tx| Leases(tx).begin_host()).await?;
+        let options = HostOptions {
+            identity: identity(&self.data_dir),
+            pool: pool.as_deref().and_then(|pool| pool.parse::<Cidr>().ok()),
+            dns: dns_options(),
+        };
+        let host = blocking(move || Ok(HostNetwork::open(options)?)).await?;
+        let pool = host.pool().to_string();
+        self.store
+            .write(move |tx| Leases(tx).keep_pool(&pool))
+            .await?;
+        let names = host.gate().serve().await?;
+        info!(pool = %host.pool(), table = host.identity().table(), "the host's network is open");
+        let watch = Watch::begin(host.clone(), self.watched.clone());
+        Ok(Opened {
+            host,
+            _names: names,
+            watch,
+        })
+    }
+
+    /// After every machine was adopted or ended: removes what nobody adopted.
+    pub(crate) async fn sweep(&self, adopted: Vec<String>) -> Result<(), Error> {
+        let is_there = self.store.write(|tx| Leases(tx).host_is_there()).await?;
+        if !is_there {
+            return Ok(());
+        }
+        let host = match self.host().await {
+            Ok(host) => host,
+            Err(error) => {
+                warn!(error = %error.message(), "an earlier network cannot be cleaned up now");
+                return Ok(());
+            }
+        };
+        let keep = self
+            .store
+            .write(move |tx| Leases(tx).retain(&adopted))
+            .await?;
+        let keep: BTreeSet<InterfaceName> =
+            keep.into_iter().map(|record| record.interface).collect();
+        let swept = blocking(move || Ok(host.sweep(&keep)?)).await?;
+        if swept != kiln_net::Swept::default() {
+            info!(?swept, "removed what no sandbox owns");
+        }
+        Ok(())
+    }
+
+    /// The owner leaves: where no sandbox runs on with a network, nothing stays on the host.
+    pub(crate) async fn close(&self) {
+        let Some(opened) = self.opened.lock().await.take() else {
+            return;
+        };
+        if let Err(error) = self.uninstall_unused(opened).await {
+            warn!(error = %error.message(), "the host's network was not removed");
+        }
+    }
+
+    async fn uninstall_unused(&self, opened: Opened) -> Result<(), Error> {
+        if self.store.write(|tx| Leases(tx).any()).await? {
+            return Ok(());
+        }
+        let Opened {
+            host,
+            _names,
+            watch,
+        } = opened;
+        drop((_names, watch));
+        blocking(move || Ok(host.uninstall()?)).await?;
+        self.store.write(|tx| Leases(tx).end_host()).await?;
+        Ok(())
+    }
+}
+
+fn identity(data_dir: &Path) -> Identity {
+    if data_dir == Path::new(USUAL_DIRECTORY) {
+        return Identity::standard();
+    }
+    Identity::of_directory(data_dir)
+}
+
+/// Without a resolver of the host, guests have no names; addresses still work.
+fn dns_options() -> DnsOptions {
+    let text = std::fs::read_to_string(RESOLVERS).unwrap_or_default();
+    DnsOptions {
+        resolvers: resolvers_of(&text),
+        ..DnsOptions::default()
+    }
+}
+
+/// Netlink calls block for milliseconds.
+pub(super) async fn blocking<T, F>(work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, Error> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| {
+            Err(Error::new(ErrorCode::Host, "a task of the network died").with_source(panic))
+        })
+}

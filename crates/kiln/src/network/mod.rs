@@ -1,0 +1,22 @@
+//! Networks of sandboxes: who has which slot, what is made when, and what goes when.
+//!
+//! Owns the host's network of one data directory ([`Networks`]), which is touched only once a
+//! sandbox wants a network, and each sandbox's hold on its own ([`Attachment`]). How packets are
+//! filtered is [`kiln_net`]'s business; it knows nothing of VMMs.
+
+mod attach;
+mod attachment;
+mod error;
+mod host;
+mod info;
+mod spec;
+mod verify;
+mod watch;
+
+pub(crate) use attach::{Attached, adopt, attach};
+pub(crate) use attachment::Attachment;
+pub(crate) use host::Networks;
+pub use info::NetworkInfo;
+pub use spec::{NetworkMode, NetworkSpec};
+pub(crate) use verify::verify;
+pub use verify::{Proof, ProofOutcome};

@@ -1,0 +1,96 @@
+//! Puts back what others remove: a restart of `nftables.service` flushes everybody's tables.
+//! Until then sandboxes reach nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kiln_net::HostNetwork;
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use super::attachment::{Attachment, WeakAttachment};
+use super::host::blocking;
+use crate::error::Error;
+
+/// How long sandboxes may be without what somebody flushed. A look costs a few netlink messages.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// The networks of this process that are in use.
+#[derive(Clone, Default)]
+pub(super) struct Watched(Arc<Mutex<Vec<WeakAttachment>>>);
+
+impl Watched {
+    pub(super) fn add(&self, attachment: &Attachment) {
+        let mut all = lock(&self.0);
+        all.retain(|known| known.upgrade().is_some());
+        all.push(attachment.downgrade());
+    }
+
+    fn all(&self) -> Vec<Attachment> {
+        lock(&self.0)
+            .iter()
+            .filter_map(WeakAttachment::upgrade)
+            .collect()
+    }
+}
+
+/// Looks until it is dropped; nothing is put back after that.
+pub(super) struct Watch {
+    task: JoinHandle<()>,
+    /// Held while something is put back.
+    going_on: Arc<Mutex<bool>>,
+}
+
+impl Watch {
+    pub(super) fn begin(host: HostNetwork, watched: Watched) -> Self {
+        let going_on = Arc::new(Mutex::new(true));
+        let task = tokio::spawn(look_often(host, watched, Arc::clone(&going_on)));
+        Self { task, going_on }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        *lock(&self.going_on) = false;
+        self.task.abort();
+    }
+}
+
+async fn look_often(host: HostNetwork, watched: Watched, going_on: Arc<Mutex<bool>>) {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        match look(host.clone(), Arc::clone(&going_on)).await {
+            Ok(false) => {}
+            Ok(true) => restore(&watched).await,
+            Err(error) => {
+                warn!(error = %error.message(), "the host's network cannot be looked after")
+            }
+        }
+    }
+}
+
+/// Whether the host's part was missing; it is back then.
+async fn look(host: HostNetwork, going_on: Arc<Mutex<bool>>) -> Result<bool, Error> {
+    blocking(move || {
+        let going_on = lock(&going_on);
+        Ok(*going_on && host.ensure()?)
+    })
+    .await
+}
+
+async fn restore(watched: &Watched) {
+    let all = watched.all();
+    warn!(
+        networks = all.len(),
+        "somebody removed the host's network; it is put back"
+    );
+    for attachment in all {
+        if let Err(error) = attachment.ensure().await {
+            warn!(error = %error.message(), "a sandbox's network cannot be put back");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
