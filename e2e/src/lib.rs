@@ -27,6 +27,11 @@ use serde_json::Value;
 /// Longest that one command of a scenario may take; guests are emulated and machines are busy.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Becomes a command that has a namespace's resolver. `ip netns exec` would put another `/sys` in
+/// the way of the control groups that jails need.
+const IN_NAMESPACE: &str =
+    r#"mount --bind "/etc/netns/$0/resolv.conf" /etc/resolv.conf && exec "$@" "#;
+
 /// One scenario's host: its own directories, its own daemon.
 #[derive(Debug)]
 pub struct Stage {
@@ -142,8 +147,11 @@ impl Stage {
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = match &self.namespace {
             Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(kiln());
+                let mut command = Command::new("nsenter");
+                command
+                    .arg(format!("--net=/run/netns/{name}"))
+                    .args(["unshare", "--mount", "sh", "-c", IN_NAMESPACE, name])
+                    .arg(kiln());
                 command
             }
             None => Command::new(kiln()),

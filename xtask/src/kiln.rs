@@ -92,6 +92,8 @@ impl Kiln {
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
+            // Chores leave the machine's own network alone.
+            .env("KILN_NETWORK", "none")
             .env("KILN_DATA_DIR", &self.data_dir)
             .env("KILN_RUNTIME_DIR", self.runtime_dir.path());
         command
