@@ -184,9 +184,13 @@ impl Stage {
 }
 
 fn started(result: isize) -> Result<Pid, Errno> {
-    match i32::try_from(result).ok().and_then(Pid::from_raw) {
-        Some(pid) if result > 0 => Ok(pid),
-        _ => Err(Errno::from_raw_os_error(-(result as i32))),
+    // A negative result is an error's number and no number of a process, not even a wrong one.
+    let pid = u32::try_from(result)
+        .ok()
+        .and_then(|pid| i32::try_from(pid).ok());
+    match pid.and_then(Pid::from_raw) {
+        Some(pid) => Ok(pid),
+        None => Err(Errno::from_raw_os_error(-(result as i32))),
     }
 }
 
@@ -287,5 +291,16 @@ impl Drop for SignalMask {
         unsafe {
             libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_clone_is_an_error() {
+        assert_eq!(started(-11), Err(Errno::AGAIN));
+        assert_eq!(started(42).map(Pid::as_raw_pid), Ok(42));
     }
 }
