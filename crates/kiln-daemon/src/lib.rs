@@ -9,7 +9,7 @@ mod http;
 mod lifetime;
 mod lock;
 pub mod log;
-mod memory;
+pub mod memory;
 mod socket;
 mod v1;
 
