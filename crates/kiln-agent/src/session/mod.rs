@@ -181,10 +181,12 @@ impl Session {
         if self.state.borrow().leader.is_some() {
             return;
         }
+        // The leader's group first, it being in it: a shell that saw its child killed before it was
+        // itself would end with a status of its own.
+        self.signal(signal);
         for pid in crate::procfs::session_members(self.pid) {
             let _ = rustix::process::kill_process(pid, signal);
         }
-        self.signal(signal);
     }
 
     /// Sends a signal to its process group.
