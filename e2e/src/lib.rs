@@ -212,12 +212,12 @@ impl Stage {
             .unwrap_or_else(|| panic!("no pid: {info}")) as u32
     }
 
-    /// Processes on this machine that have this stage's directories on their command line, or
-    /// were started as its daemon.
+    /// Processes on this machine that have this stage's directories on their command line or files
+    /// in them open.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
         let needles = [self.root.path(), self.runtime.path()].map(|path| path.to_str().unwrap());
-        running(|cmdline| needles.iter().any(|needle| cmdline.contains(needle)))
+        running(|told| needles.iter().any(|needle| told.contains(needle)))
     }
 
     /// No sandbox, machine, socket, half-made file or row is left; the daemon may idle.
@@ -417,11 +417,19 @@ fn running(wanted: impl Fn(&str) -> bool) -> Vec<(u32, String)> {
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if pid != std::process::id() && wanted(&line) {
+        if pid != std::process::id() && (wanted(&line) || wanted(&open_files(&entry.path()))) {
             found.push((pid, line));
         }
     }
     found
+}
+
+/// The names of a process's open files, one a line: a jailed VMM is handed its files open, and has
+/// no name of ours on its command line.
+fn open_files(process: &Path) -> String {
+    let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
+    let names = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    names.map(|name| format!("{}\n", name.display())).collect()
 }
 
 /// What a directory holds; nothing if there is none.
