@@ -66,6 +66,11 @@ pub(crate) fn load1_centi() -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Signal, kill_process};
+
     use super::*;
 
     #[test]
@@ -73,7 +78,28 @@ mod tests {
         assert!(count() > 1);
         assert!(own_rss_kib() > 100);
         assert!(memory_kib("MemTotal:") > 1000);
-        let own = rustix::process::getpid();
-        assert_eq!(session_of(own), rustix::process::getsid(None).ok());
+    }
+
+    /// A leader of our own: the one of this process may be outside of the PID namespace.
+    #[test]
+    fn a_leader_and_its_members_are_found() {
+        let mut leader = Command::new("setsid")
+            .args(["sh", "-c", "sleep 100 & echo; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        let read = leader.stdout.take().unwrap().read_exact(&mut ready);
+        let pid = Pid::from_child(&leader);
+        let (of_leader, members) = (session_of(pid), session_members(pid));
+        for &member in &members {
+            let _ = kill_process(member, Signal::KILL);
+        }
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+
+        read.unwrap();
+        assert_eq!(of_leader, Some(pid));
+        assert_eq!(members.len(), 1);
     }
 }
