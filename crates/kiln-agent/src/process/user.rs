@@ -45,7 +45,8 @@ pub(crate) fn resolve(etc: &Path, spec: &str) -> Result<User, UserError> {
 }
 
 fn read(path: &Path) -> String {
-    let mut bytes = Vec::new();
+    // Room for most files at once, instead of many small reads.
+    let mut bytes = Vec::with_capacity(4096);
     if let Ok(file) = std::fs::File::open(path) {
         // A file that cannot be read is as good as none: numbers still work.
         let _ = file.take(MAX_FILE).read_to_end(&mut bytes);

@@ -170,7 +170,8 @@ impl Sessions {
         self.changed.notify_waiters();
     }
 
-    /// Removes empty groups a little later: the client waits for the end of its command first.
+    /// Removes empty groups a little later, and makes the next one: the client waits for the end of
+    /// its command first.
     fn sweep_soon(self: &Rc<Self>) {
         if self.occupied.borrow().is_empty() || self.sweeping.replace(true) {
             return;
@@ -183,7 +184,15 @@ impl Sessions {
                 .occupied
                 .borrow_mut()
                 .retain(|group| !group.remove());
+            sessions.make_next_group();
         });
+    }
+
+    /// So that the next command need not wait for it. A failure is met again there.
+    fn make_next_group(&self) {
+        if let Some(groups) = &self.cgroups {
+            let _ = groups.create(self.next.get());
+        }
     }
 
     /// No further sessions.
