@@ -3,6 +3,12 @@
 //! `raw_fork COUNT PAUSE_MS PROGRAM` starts PROGRAM so many times, each after a pause, and prints
 //! the microseconds that each took from the start to the end, one per line.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is its output"
+)]
+
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
