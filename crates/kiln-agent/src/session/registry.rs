@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::{Session, State, input, output, ring};
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::fd::Fd;
-use crate::process::{self, SpawnError, Spawned, SpawnedIo};
+use crate::process::{self, SpawnError, Spawned, SpawnedIo, Users};
 
 /// Sessions that run at once.
 const MAX_RUNNING: usize = 256;
@@ -34,6 +35,9 @@ pub(crate) struct Sessions {
     all: RefCell<BTreeMap<u64, Rc<Session>>>,
     next: Cell<u64>,
     cgroups: Option<Cgroups>,
+    /// The next session's, made ahead.
+    spare: RefCell<Option<Cgroup>>,
+    users: Users,
     /// Groups to be removed when nothing runs in them any more.
     occupied: RefCell<Vec<Rc<Cgroup>>>,
     /// Somebody is about to do that.
@@ -49,6 +53,8 @@ impl Sessions {
             all: RefCell::default(),
             next: Cell::new(1),
             cgroups,
+            spare: RefCell::default(),
+            users: Users::of(Path::new("/etc")),
             occupied: RefCell::default(),
             sweeping: Cell::new(false),
             linger,
@@ -63,11 +69,8 @@ impl Sessions {
         self.admit()?;
         let id = self.next.get();
         self.next.set(id + 1);
-        let cgroup = self
-            .cgroups
-            .as_ref()
-            .and_then(|groups| groups.create(id).ok());
-        let spawned = match process::spawn(&exec, cgroup.as_ref()) {
+        let cgroup = self.spare.take().or_else(|| self.make_group(id));
+        let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 if let Some(group) = cgroup {
@@ -184,15 +187,15 @@ impl Sessions {
                 .occupied
                 .borrow_mut()
                 .retain(|group| !group.remove());
-            sessions.make_next_group();
+            if sessions.spare.borrow().is_none() {
+                let next = sessions.make_group(sessions.next.get());
+                sessions.spare.replace(next);
+            }
         });
     }
 
-    /// So that the next command need not wait for it. A failure is met again there.
-    fn make_next_group(&self) {
-        if let Some(groups) = &self.cgroups {
-            let _ = groups.create(self.next.get());
-        }
+    fn make_group(&self, session: u64) -> Option<Cgroup> {
+        self.cgroups.as_ref()?.create(session).ok()
     }
 
     /// No further sessions.
