@@ -6,7 +6,7 @@
 //! the caller carries [`Question`]s in and [`Observed`] out.
 //!
 //! ```no_run
-//! # fn ask_in_the_guest(_: &kiln_net::verify::Question) -> kiln_net::verify::Observed { todo!() }
+//! # fn ask_in_the_guest(_: &kiln_net::verify::Question) -> kiln_net::verify::Observed { kiln_net::verify::Observed::Silent }
 //! # fn example(network: &kiln_net::Network) -> Result<(), kiln_net::verify::VerifyError> {
 //! let verification = network.verification()?;
 //! for probe in verification.probes() {
