@@ -22,7 +22,8 @@ use kiln_net::{
 };
 use support::{
     Guest, HOST, Lab, METADATA, OTHER, PRIVATE, SERVER, THIRD, at, options, policy, privileged,
-    probe, server, sh,
+    probe, server,
+    spoof::{Pretence, assert_pinned},
 };
 
 const SUBNET: &str = "172.30.0.0/24";
@@ -190,34 +191,11 @@ fn a7_1_rules_in_order_changed_live_and_sources_pinned() {
     });
     // A MAC or an address that is not its own: nothing passes, and with its own it does.
     let sink = server::Sink::new(&lab.internet, THIRD, 7777);
-    let passes = |script: &str| {
-        guest.run(|| {
-            sh(script);
-            probe::throw(at(THIRD, 7777));
-        });
-        sink.arrived()
+    let pretence = Pretence {
+        address: "172.30.0.77/24",
+        gateway_mac: Some("0a:03:00:00:00:09"),
     };
-    let route = "ip route replace default via 172.30.0.1 src";
-    assert!(
-        !passes(&format!(
-            "ip address add 172.30.0.77/24 dev eth0; {route} 172.30.0.77"
-        )),
-        "another address"
-    );
-    assert!(passes(&format!("{route} 172.30.0.2")), "its own again");
-    let card = "ip link set eth0 down; ip link set eth0 address";
-    // The neighbour is known, so that the packet is really sent and not only asked for.
-    let up = format!(
-        "ip link set eth0 up; {route} 172.30.0.2; ip neigh replace 172.30.0.1 lladdr 0a:03:00:00:00:09 dev eth0"
-    );
-    assert!(
-        !passes(&format!("{card} 02:00:00:00:00:99; {up}")),
-        "another card"
-    );
-    assert!(
-        passes(&format!("{card} {}; {up}", guest.facts.mac)),
-        "its own again"
-    );
+    assert_pinned(&guest, &sink, THIRD, &pretence);
 }
 
 #[test]
