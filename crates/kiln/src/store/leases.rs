@@ -4,6 +4,12 @@ use kiln_net::NetworkRecord;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::StoreError;
+use super::numbers::{Numbers, lowest_free};
+
+const TAKEN: Numbers = Numbers {
+    table: "network_leases",
+    column: "slot",
+};
 
 /// The tables, within a transaction.
 pub(crate) struct Leases<'t>(pub(crate) &'t Transaction<'t>);
@@ -17,8 +23,8 @@ impl Leases<'_> {
         slots: u32,
         name: impl Fn(u32) -> Result<NetworkRecord, E>,
     ) -> Result<Result<NetworkRecord, E>, StoreError> {
-        let slot = self.lowest_free()?.min(slots);
         // The first slot that does not exist is refused by `name`, which knows the pool.
+        let slot = lowest_free(self.0, TAKEN, &(0..slots))?.unwrap_or(slots);
         let record = match name(slot) {
             Ok(record) => record,
             Err(refused) => return Ok(Err(refused)),
@@ -28,21 +34,6 @@ impl Leases<'_> {
             params![slot, sandbox, json(&record)?],
         )?;
         Ok(Ok(record))
-    }
-
-    fn lowest_free(&self) -> Result<u32, StoreError> {
-        let mut statement = self
-            .0
-            .prepare_cached("SELECT slot FROM network_leases ORDER BY slot")?;
-        let taken = statement.query_map([], |row| row.get::<_, u32>(0))?;
-        let mut free = 0;
-        for slot in taken {
-            if slot? != free {
-                break;
-            }
-            free += 1;
-        }
-        Ok(free)
     }
 
     /// What a sandbox has leased.

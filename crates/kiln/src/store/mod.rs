@@ -4,6 +4,7 @@
 //! hold what must be unique. Rooms above see rows as typed values, never SQL.
 
 mod leases;
+mod numbers;
 mod sandboxes;
 mod schema;
 mod uids;
