@@ -66,8 +66,8 @@ pub use image::{
     RemovedImage, TagImage,
 };
 pub use network::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
+    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, NetworkRule,
+    PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,

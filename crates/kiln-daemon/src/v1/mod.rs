@@ -6,6 +6,7 @@ mod host;
 mod images;
 mod logs;
 mod networks;
+mod policy;
 mod run;
 mod sandboxes;
 mod volumes;

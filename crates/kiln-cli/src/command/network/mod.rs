@@ -1,12 +1,15 @@
 //! `kiln network`: what a sandbox may reach, and the proof.
 
-use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use kiln_api::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
-};
+mod policy;
+mod rule;
+mod shown;
 
-use crate::{Failure, Output, failure::FAILED, output::table, start::Daemon};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use kiln_api::{NetworkMode, NetworkRequest, ProofOutcome};
+
+use crate::{Failure, Output, failure::FAILED, start::Daemon};
+use policy::PolicyArgs;
+use shown::{proofs_in_words, show};
 
 /// Look at, change and verify the network of a sandbox
 #[derive(Debug, Args)]
@@ -26,7 +29,8 @@ enum NetworkCommand {
     ///
     /// The new policy is the one given here, whole: what is not said again is no part of it.
     #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
-        "network_policy", "allow_domain", "allow_cidr", "deny_cidr", "publish", "bandwidth",
+        "network_policy", "rule", "default_action", "private_networks", "allow_domain",
+        "allow_cidr", "deny_cidr", "publish", "bandwidth",
     ]))]
     Update {
         /// Id, unique prefix of one, or name
@@ -52,17 +56,6 @@ enum Mode {
     Default,
 }
 
-/// Which kind of policy.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    /// The public internet.
-    AllowAll,
-    /// Nothing, not even names.
-    DenyAll,
-    /// Only what is allowed.
-    Custom,
-}
-
 /// What `run` is told of the network.
 #[derive(Debug, Args)]
 pub(crate) struct RunNetworkArgs {
@@ -79,32 +72,6 @@ pub(crate) struct RunNetworkArgs {
     policy: PolicyArgs,
 }
 
-/// A policy.
-#[derive(Debug, Args)]
-struct PolicyArgs {
-    /// What may be reached [default: custom where anything is allowed, else allow-all]
-    #[arg(long, value_enum, value_name = "POLICY")]
-    network_policy: Option<Kind>,
-    /// Allow a name: example.com, or *.example.com for all below it
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    allow_domain: Vec<String>,
-    /// Allow an IPv4 network
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    allow_cidr: Vec<String>,
-    /// Deny an IPv4 network, whatever else is allowed
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    deny_cidr: Vec<String>,
-    /// Have a port of the host lead to one of the guest
-    #[arg(long, short, value_name = "[[ADDRESS:]HOST:]GUEST[/udp]")]
-    publish: Vec<String>,
-    /// Limit both directions, such as 50mbit, or each: DOWN/UP
-    #[arg(long, value_name = "RATE[/RATE]")]
-    bandwidth: Option<String>,
-    /// Check the server name of web traffic against the allowed names
-    #[arg(long, requires = "allow_domain")]
-    verify_hosts: bool,
-}
-
 impl RunNetworkArgs {
     pub(super) fn request(self) -> NetworkRequest {
         NetworkRequest {
@@ -114,36 +81,6 @@ impl RunNetworkArgs {
             }),
             policy: self.policy.policy(),
         }
-    }
-}
-
-impl PolicyArgs {
-    /// As it was typed: the daemon checks it, with every fault named.
-    fn policy(self) -> NetworkPolicy {
-        NetworkPolicy {
-            mode: self.network_policy.map(|kind| match kind {
-                Kind::AllowAll => PolicyMode::AllowAll,
-                Kind::DenyAll => PolicyMode::DenyAll,
-                Kind::Custom => PolicyMode::Custom,
-            }),
-            allowed_domains: self.allow_domain,
-            allowed_cidrs: self.allow_cidr,
-            denied_cidrs: self.deny_cidr,
-            publish: self.publish,
-            bandwidth: self.bandwidth.map(bandwidth).unwrap_or_default(),
-            verify_hosts: self.verify_hosts,
-        }
-    }
-}
-
-fn bandwidth(text: String) -> Bandwidth {
-    let (download, upload) = match text.split_once('/') {
-        Some((down, up)) => (down.to_owned(), up.to_owned()),
-        None => (text.clone(), text),
-    };
-    Bandwidth {
-        download: Some(download),
-        upload: Some(upload),
     }
 }
 
@@ -186,85 +123,5 @@ pub(crate) async fn run(
             }
             Ok(0)
         }
-    }
-}
-
-fn show(network: &Network, output: &Output) {
-    output.line(&in_words(network));
-    output.object(network);
-}
-
-fn in_words(network: &Network) -> String {
-    let policy = &network.policy;
-    let mode = match (network.connected, network.mode) {
-        (true, _) => "connected",
-        (false, NetworkMode::None) => "none",
-        (false, _) => "not connected",
-    };
-    let kind = policy.mode.map_or("default", |mode| match mode {
-        PolicyMode::AllowAll => "allow-all",
-        PolicyMode::DenyAll => "deny-all",
-        PolicyMode::Custom => "custom",
-    });
-    let mut rows = vec![row("network", mode), row("policy", kind)];
-    for (name, values) in [
-        ("allow", &policy.allowed_domains),
-        ("allow", &policy.allowed_cidrs),
-        ("deny", &policy.denied_cidrs),
-        ("publish", &policy.publish),
-    ] {
-        rows.extend(values.iter().map(|value| row(name, value)));
-    }
-    let facts = [
-        ("download", &policy.bandwidth.download),
-        ("upload", &policy.bandwidth.upload),
-        ("interface", &network.interface),
-        ("address", &network.address),
-        ("guest", &network.guest_address),
-        ("gateway", &network.gateway),
-    ];
-    for (name, value) in facts {
-        rows.extend(value.iter().map(|value| row(name, value)));
-    }
-    rows.extend(network.mtu.map(|mtu| row("mtu", &mtu.to_string())));
-    table::align(&rows)
-}
-
-fn row(name: &str, value: &str) -> [String; 2] {
-    [name.to_owned(), value.to_owned()]
-}
-
-fn proofs_in_words(proofs: &[NetworkProof]) -> String {
-    let head = ["FROM", "QUESTION", "POLICY", "RESULT", "ABOUT"].map(str::to_owned);
-    let rows = proofs.iter().map(|proof| {
-        let outcome = match proof.outcome {
-            ProofOutcome::Holds => "holds",
-            ProofOutcome::Broken => "BROKEN",
-            ProofOutcome::Unproven => "unproven",
-        };
-        [
-            proof.from.clone(),
-            proof.question.clone(),
-            if proof.allowed { "open" } else { "closed" }.to_owned(),
-            outcome.to_owned(),
-            proof.about.clone(),
-        ]
-    });
-    table::align(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bandwidth_is_for_both_directions_or_each() {
-        let both = bandwidth("5mbit".to_owned());
-        assert_eq!(
-            (both.download.as_deref(), both.upload.as_deref()),
-            (Some("5mbit"), Some("5mbit"))
-        );
-        let each = bandwidth("5mbit/1mbit".to_owned());
-        assert_eq!(each.upload.as_deref(), Some("1mbit"));
     }
 }
