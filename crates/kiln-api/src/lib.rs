@@ -41,6 +41,11 @@
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
 //! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
+//! | `GET /v1/networks` | | array of [`NamedNetwork`] |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201, [`NamedNetwork`] |
+//! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
+//! | `PUT /v1/networks/{name}` | [`NetworkPolicy`] | [`NamedNetwork`]; the policy is replaced whole |
+//! | `DELETE /v1/networks/{name}` | | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -52,6 +57,7 @@ mod error;
 mod exec;
 mod host;
 mod image;
+mod named_network;
 mod network;
 mod sandbox;
 pub mod stream;
@@ -65,6 +71,7 @@ pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
     RemovedImage, TagImage,
 };
+pub use named_network::{CreateNetwork, NamedNetwork, NetworkMember, WireGuard, WireGuardRequest};
 pub use network::{
     Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, NetworkRule,
     PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,

@@ -1,5 +1,7 @@
 //! Networks of sandboxes as they are asked for and told.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// The network of a sandbox to create.
@@ -9,7 +11,14 @@ pub struct NetworkRequest {
     /// Which kind; when unset, one of its own where the host can make one, else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
-    /// What may be reached; the public internet when empty.
+    /// The network to join, by name; one of its own when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The address to have in that network; the lowest free one when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// What may be reached; the public internet when empty. In a network with a name, only what is
+    /// published: the rest is the network's.
     pub policy: NetworkPolicy,
 }
 
@@ -152,6 +161,9 @@ pub enum PolicyMode {
 pub struct Network {
     /// What was asked for.
     pub mode: NetworkMode,
+    /// The network that it shares, if it does: that one's policy holds.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The policy: in force while it is connected, else for its next start.
     pub policy: NetworkPolicy,
     /// Whether there is a network now.

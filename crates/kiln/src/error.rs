@@ -77,6 +77,20 @@ pub enum ErrorCode {
     AddressesExhausted,
     /// A network policy breaks a rule; all faults are named.
     InvalidNetworkPolicy,
+    /// No network has this name.
+    NetworkNotFound,
+    /// A sandbox has the network.
+    NetworkInUse,
+    /// A subnet is none, or is not free.
+    InvalidSubnet,
+    /// A name that no interface can have.
+    InvalidInterfaceName,
+    /// A tunnel is described wrongly.
+    InvalidWireGuard,
+    /// The bridge of a network could not be made, changed or taken down.
+    BridgeFailed,
+    /// A tunnel could not be brought into use.
+    WireGuardFailed,
     /// Something on this host failed: files, processes, the store.
     Host,
 }
@@ -119,6 +133,13 @@ impl ErrorCode {
             Self::PortTaken => "PORT_TAKEN",
             Self::AddressesExhausted => "IP_EXHAUSTED",
             Self::InvalidNetworkPolicy => "INVALID_FIREWALL_CONFIG",
+            Self::NetworkNotFound => "NETWORK_NOT_FOUND",
+            Self::NetworkInUse => "NETWORK_IN_USE",
+            Self::InvalidSubnet => "INVALID_SUBNET",
+            Self::InvalidInterfaceName => "INVALID_INTERFACE_NAME",
+            Self::InvalidWireGuard => "INVALID_WIREGUARD_CONFIG",
+            Self::BridgeFailed => "BRIDGE_SETUP_FAILED",
+            Self::WireGuardFailed => "WIREGUARD_SETUP_FAILED",
             Self::Host => "HOST_ERROR",
         }
     }
@@ -130,13 +151,19 @@ impl ErrorCode {
             Self::InvalidSpec
             | Self::InvalidConfig
             | Self::InvalidNetworkPolicy
+            | Self::InvalidSubnet
+            | Self::InvalidInterfaceName
+            | Self::InvalidWireGuard
             | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
-                404
-            }
+            Self::NotFound
+            | Self::SessionNotFound
+            | Self::ImageNotFound
+            | Self::VolumeNotFound
+            | Self::NetworkNotFound => 404,
             Self::NameTaken
             | Self::InvalidState
             | Self::PortTaken
+            | Self::NetworkInUse
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
@@ -154,7 +181,11 @@ impl ErrorCode {
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,
-            Self::Host | Self::NetworkSetupFailed | Self::TapFailed => 500,
+            Self::Host
+            | Self::NetworkSetupFailed
+            | Self::BridgeFailed
+            | Self::WireGuardFailed
+            | Self::TapFailed => 500,
         }
     }
 }

@@ -39,6 +39,9 @@ pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
-pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
+pub use network::{
+    NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
+    ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
+};
 pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
 pub use volumes::{NewVolume, VolumeSource};

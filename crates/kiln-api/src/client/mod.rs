@@ -8,6 +8,7 @@ mod error;
 mod exec_stream;
 mod images;
 mod log_stream;
+mod networks;
 mod volumes;
 
 use std::path::{Path, PathBuf};

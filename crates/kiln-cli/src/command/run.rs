@@ -245,7 +245,7 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
-            "kiln run --network bridge",
+            "kiln run --ip 172.30.0 img",
             "kiln run --network-policy open",
             "kiln run --rule permit",
             "kiln run --default-action drop",

@@ -5,6 +5,7 @@ mod exec;
 mod host;
 mod images;
 mod logs;
+mod named_networks;
 mod networks;
 mod policy;
 mod run;
@@ -60,6 +61,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         )
         .merge(images::routes())
         .merge(volumes::routes())
+        .merge(named_networks::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

@@ -41,6 +41,8 @@ pub(super) fn spec(request: NetworkRequest) -> NetworkSpec {
             NetworkMode::None => kiln::NetworkMode::None,
             NetworkMode::Default => kiln::NetworkMode::Default,
         },
+        name: request.name,
+        address: request.address,
         policy: policy::spec(request.policy),
     }
 }
@@ -53,6 +55,7 @@ fn network(info: NetworkInfo) -> Network {
             kiln::NetworkMode::None => NetworkMode::None,
             kiln::NetworkMode::Default => NetworkMode::Default,
         },
+        name: info.name,
         policy: policy::told(info.policy),
         connected: info.connected,
         interface: info.interface,

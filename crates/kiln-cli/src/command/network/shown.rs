@@ -1,7 +1,8 @@
 //! Networks in words.
 
 use kiln_api::{
-    Network, NetworkMode, NetworkPolicy, NetworkProof, PolicyMode, ProofOutcome, RuleAction,
+    NamedNetwork, Network, NetworkMode, NetworkPolicy, NetworkProof, PolicyMode, ProofOutcome,
+    RuleAction,
 };
 
 use super::rule::Rule;
@@ -19,7 +20,14 @@ fn in_words(network: &Network) -> String {
         (false, _) => "not connected",
     };
     let mut rows = vec![row("network", mode)];
-    rows.extend(policy_rows(&network.policy));
+    match &network.name {
+        Some(name) => {
+            rows.push(row("shared", name));
+            let publish = network.policy.publish.iter();
+            rows.extend(publish.map(|port| row("publish", port)));
+        }
+        None => rows.extend(policy_rows(&network.policy)),
+    }
     let facts = [
         ("interface", &network.interface),
         ("address", &network.address),
@@ -31,6 +39,67 @@ fn in_words(network: &Network) -> String {
     }
     rows.extend(network.mtu.map(|mtu| row("mtu", &mtu.to_string())));
     table::align(&rows)
+}
+
+pub(super) fn show_named(network: &NamedNetwork, output: &Output) {
+    output.line(&named_in_words(network));
+    output.object(network);
+}
+
+fn named_in_words(network: &NamedNetwork) -> String {
+    let talk = if network.members_talk { "yes" } else { "no" };
+    let mut rows = vec![
+        row("network", &network.name),
+        row("subnet", &network.subnet),
+        row("gateway", &network.gateway),
+        row("members talk", talk),
+    ];
+    if let Some(tunnel) = &network.wireguard {
+        let whose = if tunnel.managed { "ours" } else { "existing" };
+        let closed = if tunnel.fail_closed { "closed" } else { "open" };
+        rows.push(row("wireguard", &format!("{} ({whose})", tunnel.interface)));
+        rows.push(row("routing table", &tunnel.table.to_string()));
+        rows.push(row("when it is down", closed));
+    }
+    rows.extend(policy_rows(&network.policy));
+    rows.extend(network.interface.iter().map(|it| row("interface", it)));
+    for member in &network.members {
+        let text = format!("{} {} {}", member.sandbox, member.address, member.interface);
+        rows.push(row("member", &text));
+    }
+    let away = |id: &&String| !network.members.iter().any(|it| it.sandbox == **id);
+    let away = network.sandboxes.iter().filter(away);
+    rows.extend(away.map(|id| row("not running", id)));
+    table::align(&rows)
+}
+
+pub(super) fn list_in_words(networks: &[NamedNetwork]) -> String {
+    let head = [
+        "NAME",
+        "SUBNET",
+        "WIREGUARD",
+        "STATE",
+        "MEMBERS",
+        "SANDBOXES",
+    ]
+    .map(str::to_owned);
+    let rows = networks.iter().map(|network| {
+        let tunnel = network.wireguard.as_ref();
+        [
+            network.name.clone(),
+            network.subnet.clone(),
+            tunnel.map_or_else(|| "-".to_owned(), |tunnel| tunnel.interface.clone()),
+            if network.interface.is_some() {
+                "up"
+            } else {
+                "down"
+            }
+            .to_owned(),
+            network.members.len().to_string(),
+            network.sandboxes.len().to_string(),
+        ]
+    });
+    table::align(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 /// In the order in which it decides.
