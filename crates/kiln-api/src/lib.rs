@@ -22,6 +22,7 @@
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
+//! | upgrade `GET /v1/sandboxes/{key}/ports/{port}` to [`PORT_PROTOCOL`] | | bytes of a TCP connection to the guest's port |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -86,6 +87,10 @@ pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 /// The daemon refuses a request that carries another version than its own; one without the header
 /// is taken as it is.
 pub const VERSION_HEADER: &str = "x-kiln-version";
+
+/// What a connection becomes that leads to a port of a guest: plain bytes both ways, each direction
+/// ended by itself.
+pub const PORT_PROTOCOL: &str = "kiln-port";
 
 /// Number of the contract, the `v1` of every path.
 pub const API_VERSION: u32 = 1;

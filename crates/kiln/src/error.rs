@@ -63,6 +63,10 @@ pub enum ErrorCode {
     ExecFailed,
     /// No exec session has this number.
     SessionNotFound,
+    /// Nothing in the guest takes connections at the port.
+    GuestPortClosed,
+    /// The guest's agent, kept by a snapshot, cannot do that yet.
+    AgentTooOld,
     /// Not enough free space.
     DiskFull,
     /// This host can make no networks for sandboxes.
@@ -126,6 +130,8 @@ impl ErrorCode {
             Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::GuestPortClosed => "GUEST_PORT_CLOSED",
+            Self::AgentTooOld => "AGENT_TOO_OLD",
             Self::DiskFull => "DISK_FULL",
             Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
             Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
@@ -174,9 +180,13 @@ impl ErrorCode {
             | Self::CommandNotFound
             | Self::CommandNotExecutable
             | Self::ExecFailed => 422,
-            Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
+            Self::NoEngine
+            | Self::BinaryNotFound
+            | Self::AgentTooOld
+            | Self::NetworkUnavailable => 501,
             Self::StartFailed
             | Self::AgentUnreachable
+            | Self::GuestPortClosed
             | Self::RegistryDenied
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
@@ -298,6 +308,8 @@ impl From<GuestError> for Error {
                 Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
                 Refusal::NoSuchSession => ErrorCode::SessionNotFound,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
+                Refusal::PortClosed => ErrorCode::GuestPortClosed,
+                Refusal::TooOld => ErrorCode::AgentTooOld,
                 _ => ErrorCode::ExecFailed,
             },
             GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,

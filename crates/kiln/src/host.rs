@@ -407,7 +407,7 @@ impl Host {
         Ok(self.shared.driver(key)?.view.borrow().clone())
     }
 
-    fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
+    pub(crate) fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
         let view = self.view(key)?;
         view.link
             .filter(|_| view.row.state == SandboxState::Running)

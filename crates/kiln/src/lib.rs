@@ -28,7 +28,7 @@ pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
+pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;

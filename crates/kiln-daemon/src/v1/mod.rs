@@ -8,6 +8,7 @@ mod logs;
 mod named_networks;
 mod networks;
 mod policy;
+mod ports;
 mod run;
 mod sandboxes;
 mod volumes;
@@ -53,6 +54,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             get(networks::inspect).put(networks::update),
         )
         .route("/v1/sandboxes/{key}/network/verify", post(networks::verify))
+        .route("/v1/sandboxes/{key}/ports/{port}", get(ports::connect))
         .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
         .route("/v1/sandboxes/{key}/exec", get(exec::exec))
         .route(

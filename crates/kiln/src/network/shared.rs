@@ -1,9 +1,10 @@
-//! What a host's owner asks of networks with names.
+//! What a host's owner asks of networks with names, and of ports without any network.
 
 use kiln_net::policy::PolicySpec;
 
 use super::named::{NamedNetwork, NewNetwork};
 use crate::error::Error;
+use crate::guest::PortStream;
 use crate::host::Host;
 
 impl Host {
@@ -61,5 +62,17 @@ impl Host {
     /// [`BridgeFailed`](crate::ErrorCode::BridgeFailed) when something of it is left on the host.
     pub async fn remove_network(&self, name: &str) -> Result<(), Error> {
         self.shared.networks.remove_named(name).await
+    }
+
+    /// Connects to a TCP port of a running guest's own loopback address, through its agent: without
+    /// a network card, without privilege, whatever its network policy.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidState`](crate::ErrorCode::InvalidState) when it does not run,
+    /// [`GuestPortClosed`](crate::ErrorCode::GuestPortClosed) when nothing listens there,
+    /// [`AgentTooOld`](crate::ErrorCode::AgentTooOld),
+    /// [`AgentUnreachable`](crate::ErrorCode::AgentUnreachable).
+    pub async fn connect(&self, key: &str, port: u16) -> Result<PortStream, Error> {
+        Ok(self.link(key, "connect to")?.connect(port).await?)
     }
 }

@@ -30,14 +30,13 @@ pub(super) struct CreateArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "tunnel", multiple = true)]
 struct TunnelArgs {
     /// Send everything through a WireGuard tunnel, made of a wg-quick file; `-` reads it from
     /// standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "wireguard_existing")]
+    #[arg(long, value_name = "FILE", group = "way")]
     wireguard: Option<PathBuf>,
     /// Send everything through a WireGuard interface that exists
-    #[arg(long, value_name = "INTERFACE")]
+    #[arg(long, value_name = "INTERFACE", group = "way")]
     wireguard_existing: Option<String>,
     /// The interface of the tunnel to make [default: wg- and the network's name]
     #[arg(
@@ -48,13 +47,13 @@ struct TunnelArgs {
     )]
     wireguard_interface: Option<String>,
     /// The tunnel's routing table [default: the first free one from 51820 on]
-    #[arg(long, value_name = "NUMBER", requires = "tunnel")]
+    #[arg(long, value_name = "NUMBER", requires = "way")]
     routing_table: Option<u32>,
     /// Send only what the tunnel's peers allow through it
-    #[arg(long, requires = "tunnel")]
+    #[arg(long, requires = "way")]
     no_route_all: bool,
     /// Let traffic out in the open when the tunnel is down
-    #[arg(long, requires = "tunnel")]
+    #[arg(long, requires = "way")]
     no_fail_closed: bool,
 }
 

@@ -185,7 +185,7 @@ mod tests {
     fn a8_1_the_key_is_never_shown() {
         let good = managed("Address = 10.0.0.2/32\n");
         assert!(!format!("{good:?}").contains(KEY));
-        let checked = check(&good, "lan").ok().expect("good");
+        let checked = check(&good, "lan").expect("good");
         assert_eq!(checked.interface.as_str(), "wg-lan");
         let stored = serde_json::to_string(&checked.spec(&[])).expect("json");
         assert!(!stored.contains(KEY), "{stored}");
@@ -203,9 +203,7 @@ mod tests {
 
     #[test]
     fn a8_3_tables_are_chosen_where_none_is_asked_for() {
-        let checked = check(&WireGuard::existing("wg0"), "lan")
-            .ok()
-            .expect("good");
+        let checked = check(&WireGuard::existing("wg0"), "lan").expect("good");
         assert_eq!(checked.spec(&[]).table, 51820);
         assert_eq!(checked.spec(&[51820, 51821]).table, 51822);
         assert!(checked.route_all && checked.fail_closed && checked.text.is_none());
