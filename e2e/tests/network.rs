@@ -59,8 +59,8 @@ fn a_sandbox_reaches_the_internet_and_nothing_else_unless_told() {
 }
 
 #[test]
-fn names_ports_and_the_proof() {
-    let Some(lab) = Lab::new("names_ports_and_the_proof") else {
+fn b1_6_names_ports_and_the_proof() {
+    let Some(lab) = Lab::new("b1_6_names_ports_and_the_proof") else {
         return;
     };
     let stage = lab.stage();

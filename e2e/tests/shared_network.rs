@@ -182,6 +182,82 @@ fn a6_1_a9_what_cannot_be_a_network_is_refused_with_its_code() {
 }
 
 #[test]
+fn a8_2_a_network_leaves_by_a_tunnel_that_exists_and_by_nothing_else() {
+    let Some(lab) = Lab::new("a8_2_a_network_leaves_by_a_tunnel") else {
+        return;
+    };
+    // Somebody's tunnel: what it carries does not matter to how it is used.
+    let (host, world) = (&lab.host, &lab.world);
+    lab::ip(&format!(
+        "-n {host} link add wgx0 mtu 1380 type veth peer name wgx0 netns {world}"
+    ));
+    lab::ip(&format!("-n {host} addr add 10.77.0.2/24 dev wgx0"));
+    lab::ip(&format!("-n {world} addr add 10.77.0.1/24 dev wgx0"));
+    for namespace in [host, world] {
+        lab::ip(&format!("-n {namespace} link set wgx0 up"));
+    }
+    let stage = lab.stage();
+    let create = [
+        "network",
+        "create",
+        "vpn",
+        "--wireguard-existing=wgx0",
+        "--json",
+    ];
+    let made = stage.kiln(&create).expect_code(0).json();
+    assert_eq!(made["wireguard"]["table"], 51820, "{made}");
+    assert_eq!(made["wireguard"]["fail_closed"], true);
+    let id = sandbox(&stage, &["--network=vpn"]);
+    assert_eq!(inspect(&stage, &id)["mtu"], 1380);
+    // The way back leads only through the tunnel, too.
+    lab::ip(&format!("-n {world} route add blackhole {HOST}"));
+    let question = format!("tcp:{ALLOWED}:80");
+    assert_eq!(ask(&stage, &id, &[&question]), "answered");
+    lab::ip(&format!("-n {world} route del blackhole {HOST}"));
+    lab::ip(&format!("-n {host} link set wgx0 down"));
+    assert_ne!(ask(&stage, &id, &[&question]), "answered", "closed");
+    // Also for the daemon that comes after one that died.
+    signal(stage.daemon_pid(), Signal::KILL);
+    assert_ne!(ask(&stage, &id, &[&question]), "answered", "closed");
+    lab::ip(&format!("-n {host} link set wgx0 up"));
+
+    // One of our own: its key is in one file, which nobody else reads, while it is there.
+    let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+    let text = format!(
+        "[Interface]\nPrivateKey = {key}\nAddress = 10.78.0.2/32\n\
+         [Peer]\nPublicKey = {key}\nAllowedIPs = 0.0.0.0/0\n"
+    );
+    let file = stage.path("wg.conf");
+    std::fs::write(&file, text).unwrap();
+    let option = format!("--wireguard={}", file.display());
+    let ran = stage.kiln(&["network", "create", "own", &option, "--json"]);
+    let kept = stage.data().join("networks");
+    if ran.code == Some(0) {
+        assert_eq!(e2e::names_in(&kept), ["own.conf"]);
+        stage.kiln(&["network", "rm", "own"]).expect_code(0);
+    } else {
+        e2e::skip("a8_1, a tunnel of our own", "this kernel has no WireGuard");
+        let error = ran.error();
+        assert_eq!(error["code"], "WIREGUARD_SETUP_FAILED", "{error}");
+        assert!(!error.to_string().contains(key), "{error}");
+    }
+    assert!(e2e::names_in(&kept).is_empty(), "no key is left");
+    let log = std::fs::read_to_string(stage.data().join("daemon.log")).unwrap();
+    assert!(!log.contains(key), "{log}");
+
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
+    stage.kiln(&["network", "rm", "vpn"]).expect_code(0);
+    let rules = output(&["ip", "-n", host, "rule"]);
+    assert!(!rules.contains("51820"), "{rules}");
+    assert!(
+        output(&["ip", "-n", host, "-o", "link"]).contains("wgx0"),
+        "theirs stays"
+    );
+    lab::ip(&format!("-n {host} link del wgx0"));
+    lab.assert_host_is_clean(&stage);
+}
+
+#[test]
 fn b4_4_b4_5_udp_is_published_and_bandwidth_is_capped_both_ways() {
     let Some(mut lab) = Lab::new("b4_4_b4_5_udp_and_bandwidth") else {
         return;

@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use kiln_net::policy::PublishedPort;
+use kiln_net::verify::{Finding, ask};
 use kiln_net::wireguard::{Egress, EgressSpec, Tunnel};
 use kiln_net::{
     BridgeError, BridgeNetwork, BridgeSpec, HostNetwork, Identity, Label, MemberRecord, MemberSpec,
@@ -196,6 +197,60 @@ fn a7_1_rules_in_order_changed_live_and_sources_pinned() {
         gateway_mac: Some("0a:03:00:00:00:09"),
     };
     assert_pinned(&guest, &sink, THIRD, &pretence);
+}
+
+#[test]
+fn a7_3_replies_pass_and_the_rules_are_in_a_chain_that_goes_with_the_network() {
+    if !privileged("bridge_replies") {
+        return;
+    }
+    let lab = Lab::new();
+    // Nobody may be asked anything, but whoever asks gets an answer.
+    let nobody = r#"{"allowed_cidrs":["192.0.2.1"]}"#;
+    let Some(mut lan) = bridge(&lab, "bridge_replies", bridge_spec(nobody, false)) else {
+        return;
+    };
+    let (guest, _) = join(&lab, &mut lan, member("one", &["8080:80"]));
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
+    assert!(
+        lab.internet
+            .run(|| probe::tcp(at(HOST, 8080)))
+            .unwrap()
+            .is_some()
+    );
+    assert_eq!(guest.run(|| probe::tcp(at(OTHER, 80))), None);
+    let chains = || lab.host_sh("nft -a list table inet kiln | grep 'chain c' || true");
+    assert!(chains().contains("chain c0009_"), "{}", chains());
+    drop(guest);
+    lab.host.run(|| lan.close()).unwrap().unwrap();
+    assert_eq!(chains(), "");
+}
+
+#[test]
+fn members_that_may_talk_are_part_of_the_proof() {
+    if !privileged("bridge_verify") {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(mut lan) = bridge(&lab, "bridge_verify", bridge_spec("{}", true)) else {
+        return;
+    };
+    let (one, record) = join(&lab, &mut lan, member("one", &[]));
+    let (_two, _) = join(&lab, &mut lan, member("two", &[]));
+    let about = |wanted: &str| {
+        let verification = lab.host.run(|| lan.verification(&record)).unwrap().unwrap();
+        let probes = verification.probes().iter();
+        let probe = probes.clone().find(|it| it.about == wanted).unwrap();
+        let observed = one.run(|| ask(&probe.question));
+        lab.host
+            .run(|| verification.judge(probe, observed))
+            .unwrap()
+    };
+    assert_eq!(about("a member of the network"), Finding::Holds);
+    assert_eq!(about("a service of the host"), Finding::Holds);
+    // Two who should reach each other and do not are found as well.
+    lab.host_sh("nft add table bridge cut; nft add chain bridge cut f '{ type filter hook forward priority 0; policy drop; }'");
+    assert_eq!(about("a member of the network"), Finding::Broken);
 }
 
 #[test]

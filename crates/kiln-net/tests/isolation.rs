@@ -168,7 +168,7 @@ fn a_guest_cannot_pretend_another_address_or_card() {
 }
 
 #[test]
-fn many_sandboxes_share_one_guest_address() {
+fn b4_1_many_sandboxes_share_one_guest_address_each_in_a_namespace_of_its_own() {
     if !privileged("same_address") {
         return;
     }

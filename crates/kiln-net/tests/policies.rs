@@ -107,7 +107,7 @@ fn a7_2_rules_by_network_protocol_and_port_in_order() {
 }
 
 #[test]
-fn denied_networks_within_allow_all() {
+fn b4_2_denied_networks_within_allow_all() {
     if !privileged("denied_cidrs") {
         return;
     }
