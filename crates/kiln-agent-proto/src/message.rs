@@ -10,7 +10,7 @@ use prost::{Enumeration, Message, Oneof};
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
     /// What is asked.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 15")]
+    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 12, 15")]
     pub kind: Option<request::Kind>,
 }
 
@@ -45,6 +45,9 @@ pub mod request {
         /// Listen to events.
         #[prost(message, tag = "8")]
         Events(super::Subscribe),
+        /// Connect to a port of the guest's own. Since version 2.
+        #[prost(message, tag = "12")]
+        Connect(super::Connect),
         /// A piece of a long request.
         #[prost(message, tag = "15")]
         Part(super::RequestPart),
@@ -184,6 +187,24 @@ pub struct GetStats {}
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Subscribe {}
 
+/// Connect to a TCP port of the guest's loopback address. After [`Done`], both sides send
+/// [`PortData`] until they end their direction of the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Connect {
+    /// Which, 1 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+
+/// Bytes of a connection, at most [`CHUNK`](crate::limits::CHUNK). A side that does not read
+/// closes the window of its stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortData {
+    /// The next ones.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
 /// First message of every stream, agent to host.
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
@@ -255,6 +276,8 @@ pub enum ErrorCode {
     Replaced = 12,
     /// The client ignored a window.
     Flooded = 13,
+    /// Nothing in the guest takes connections at the port.
+    PortClosed = 14,
 }
 
 /// A failure.

@@ -2,10 +2,11 @@
 //! variants with new numbers, and new lines; never change a line.
 
 use kiln_agent_proto::message::{
-    Attach, Attached, Done, EnvVar, Error, ErrorCode, Event, Exec, Exited, GetStats, Hello,
-    HelloReply, InputAck, Kill, ListSessions, Mark, Power, PowerIntent, PowerMode, PowerSource,
-    Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList, SessionOutput, Started,
-    Stats, Subscribe, WindowSize, event, reply, request, session_input, session_output,
+    Attach, Attached, Connect, Done, EnvVar, Error, ErrorCode, Event, Exec, Exited, GetStats,
+    Hello, HelloReply, InputAck, Kill, ListSessions, Mark, PortData, Power, PowerIntent, PowerMode,
+    PowerSource, Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList,
+    SessionOutput, Started, Stats, Subscribe, WindowSize, event, reply, request, session_input,
+    session_output,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -68,6 +69,7 @@ fn requests() {
     );
     golden(&of(Kind::Stats(GetStats {})), "3a00");
     golden(&of(Kind::Events(Subscribe {})), "4200");
+    golden(&of(Kind::Connect(Connect { port: 8080 })), "620308903f");
     golden(
         &of(Kind::Part(RequestPart {
             data: vec![9],
@@ -190,6 +192,11 @@ fn session_outputs() {
 }
 
 #[test]
+fn port_data() {
+    golden(&PortData { data: vec![0, 255] }, "0a0200ff");
+}
+
+#[test]
 fn events() {
     let kind = Some(event::Kind::PowerIntent(PowerIntent {
         mode: PowerMode::PowerOff as i32,
@@ -216,6 +223,7 @@ fn error_codes() {
         Internal,
         Replaced,
         Flooded,
+        PortClosed,
     ];
     for (number, code) in frozen.into_iter().enumerate() {
         assert_eq!(code as usize, number);

@@ -19,6 +19,7 @@ use kiln_agent_proto::request::receive;
 use kiln_agent_proto::version::{VersionRange, negotiate};
 
 use crate::fd::Fd;
+use crate::forward;
 use crate::identity;
 use crate::marks::Marks;
 use crate::power::{Power, PowerRequest};
@@ -142,6 +143,7 @@ async fn dispatch(
             answer(writer, Reply::of(reply::Kind::Stats(stats))).await
         }
         Some(request::Kind::Events(_)) => service.events(reader, writer).await,
+        Some(request::Kind::Connect(connect)) => forward::serve(connect, reader, writer).await,
         Some(request::Kind::Part(_)) | None => {
             let text = "this agent does not know the request";
             answer(writer, Reply::error(ErrorCode::BadRequest, text)).await

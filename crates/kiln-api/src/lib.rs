@@ -22,6 +22,7 @@
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
+//! | upgrade `GET /v1/sandboxes/{key}/ports/{port}` to [`PORT_PROTOCOL`] | | bytes of a TCP connection to the guest's port |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -41,6 +42,11 @@
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
 //! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
+//! | `GET /v1/networks` | | array of [`NamedNetwork`] |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201, [`NamedNetwork`] |
+//! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
+//! | `PUT /v1/networks/{name}` | [`NetworkPolicy`] | [`NamedNetwork`]; the policy is replaced whole |
+//! | `DELETE /v1/networks/{name}` | | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -52,6 +58,7 @@ mod error;
 mod exec;
 mod host;
 mod image;
+mod named_network;
 mod network;
 mod sandbox;
 pub mod stream;
@@ -65,9 +72,10 @@ pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
     RemovedImage, TagImage,
 };
+pub use named_network::{CreateNetwork, NamedNetwork, NetworkMember, WireGuard, WireGuardRequest};
 pub use network::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
+    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, NetworkRule,
+    PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
@@ -79,6 +87,10 @@ pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 /// The daemon refuses a request that carries another version than its own; one without the header
 /// is taken as it is.
 pub const VERSION_HEADER: &str = "x-kiln-version";
+
+/// What a connection becomes that leads to a port of a guest: plain bytes both ways, each direction
+/// ended by itself.
+pub const PORT_PROTOCOL: &str = "kiln-port";
 
 /// Number of the contract, the `v1` of every path.
 pub const API_VERSION: u32 = 1;

@@ -92,6 +92,7 @@ pub(crate) enum Command {
     Ps(command::ps::PsArgs),
     Exec(command::exec::ExecArgs),
     Attach(command::attach::AttachArgs),
+    Forward(command::forward::ForwardArgs),
     Start(command::start::StartArgs),
     Stop(command::stop::StopArgs),
     #[command(visible_alias = "remove")]

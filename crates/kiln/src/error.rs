@@ -63,6 +63,10 @@ pub enum ErrorCode {
     ExecFailed,
     /// No exec session has this number.
     SessionNotFound,
+    /// Nothing in the guest takes connections at the port.
+    GuestPortClosed,
+    /// The guest's agent, kept by a snapshot, cannot do that yet.
+    AgentTooOld,
     /// Not enough free space.
     DiskFull,
     /// This host can make no networks for sandboxes.
@@ -77,6 +81,20 @@ pub enum ErrorCode {
     AddressesExhausted,
     /// A network policy breaks a rule; all faults are named.
     InvalidNetworkPolicy,
+    /// No network has this name.
+    NetworkNotFound,
+    /// A sandbox has the network.
+    NetworkInUse,
+    /// A subnet is none, or is not free.
+    InvalidSubnet,
+    /// A name that no interface can have.
+    InvalidInterfaceName,
+    /// A tunnel is described wrongly.
+    InvalidWireGuard,
+    /// The bridge of a network could not be made, changed or taken down.
+    BridgeFailed,
+    /// A tunnel could not be brought into use.
+    WireGuardFailed,
     /// Something on this host failed: files, processes, the store.
     Host,
 }
@@ -112,6 +130,8 @@ impl ErrorCode {
             Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::GuestPortClosed => "GUEST_PORT_CLOSED",
+            Self::AgentTooOld => "AGENT_TOO_OLD",
             Self::DiskFull => "DISK_FULL",
             Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
             Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
@@ -119,6 +139,13 @@ impl ErrorCode {
             Self::PortTaken => "PORT_TAKEN",
             Self::AddressesExhausted => "IP_EXHAUSTED",
             Self::InvalidNetworkPolicy => "INVALID_FIREWALL_CONFIG",
+            Self::NetworkNotFound => "NETWORK_NOT_FOUND",
+            Self::NetworkInUse => "NETWORK_IN_USE",
+            Self::InvalidSubnet => "INVALID_SUBNET",
+            Self::InvalidInterfaceName => "INVALID_INTERFACE_NAME",
+            Self::InvalidWireGuard => "INVALID_WIREGUARD_CONFIG",
+            Self::BridgeFailed => "BRIDGE_SETUP_FAILED",
+            Self::WireGuardFailed => "WIREGUARD_SETUP_FAILED",
             Self::Host => "HOST_ERROR",
         }
     }
@@ -130,13 +157,19 @@ impl ErrorCode {
             Self::InvalidSpec
             | Self::InvalidConfig
             | Self::InvalidNetworkPolicy
+            | Self::InvalidSubnet
+            | Self::InvalidInterfaceName
+            | Self::InvalidWireGuard
             | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
-                404
-            }
+            Self::NotFound
+            | Self::SessionNotFound
+            | Self::ImageNotFound
+            | Self::VolumeNotFound
+            | Self::NetworkNotFound => 404,
             Self::NameTaken
             | Self::InvalidState
             | Self::PortTaken
+            | Self::NetworkInUse
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
@@ -147,14 +180,22 @@ impl ErrorCode {
             | Self::CommandNotFound
             | Self::CommandNotExecutable
             | Self::ExecFailed => 422,
-            Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
+            Self::NoEngine
+            | Self::BinaryNotFound
+            | Self::AgentTooOld
+            | Self::NetworkUnavailable => 501,
             Self::StartFailed
             | Self::AgentUnreachable
+            | Self::GuestPortClosed
             | Self::RegistryDenied
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,
-            Self::Host | Self::NetworkSetupFailed | Self::TapFailed => 500,
+            Self::Host
+            | Self::NetworkSetupFailed
+            | Self::BridgeFailed
+            | Self::WireGuardFailed
+            | Self::TapFailed => 500,
         }
     }
 }
@@ -267,6 +308,8 @@ impl From<GuestError> for Error {
                 Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
                 Refusal::NoSuchSession => ErrorCode::SessionNotFound,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
+                Refusal::PortClosed => ErrorCode::GuestPortClosed,
+                Refusal::TooOld => ErrorCode::AgentTooOld,
                 _ => ErrorCode::ExecFailed,
             },
             GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,

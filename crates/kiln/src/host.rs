@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
-    pub(crate) networks: Networks,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Arc<Semaphore>,
@@ -101,7 +101,7 @@ impl Host {
             engines: Engines::new(&config, directories.cache()),
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
-            networks: Networks::new(&config.data_dir, store.clone()),
+            networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
             drivers: RwLock::default(),
             boots: Arc::new(Semaphore::new(parallel_boots(&config))),
@@ -407,7 +407,7 @@ impl Host {
         Ok(self.shared.driver(key)?.view.borrow().clone())
     }
 
-    fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
+    pub(crate) fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
         let view = self.view(key)?;
         view.link
             .filter(|_| view.row.state == SandboxState::Running)

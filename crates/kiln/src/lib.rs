@@ -28,7 +28,7 @@ pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
+pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;
@@ -39,6 +39,9 @@ pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
-pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
+pub use network::{
+    NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
+    ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
+};
 pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
 pub use volumes::{NewVolume, VolumeSource};

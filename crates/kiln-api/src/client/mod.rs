@@ -8,6 +8,7 @@ mod error;
 mod exec_stream;
 mod images;
 mod log_stream;
+mod networks;
 mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -19,9 +20,11 @@ pub use error::ClientError;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use crate::{
     AttachRequest, CreateSandbox, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof,
-    RunRequest, Sandbox, Session, StopSandbox, Version,
+    PORT_PROTOCOL, RunRequest, Sandbox, Session, StopSandbox, Version,
 };
 
 /// Talks to the daemon behind one socket. Cheap to clone.
@@ -167,6 +170,20 @@ impl Client {
     pub async fn verify_network(&self, key: &str) -> Result<Vec<NetworkProof>, ClientError> {
         self.json(Method::POST, &sandbox_path(key, "/network/verify"), None)
             .await
+    }
+
+    /// Connects to a TCP port of a running guest's own loopback address, through its agent.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn connect_port(
+        &self,
+        key: &str,
+        port: u16,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
+        let path = sandbox_path(key, &format!("/ports/{port}"));
+        let version = self.version.as_deref();
+        connection::upgrade_to(&self.socket, version, &path, PORT_PROTOCOL).await
     }
 
     /// Commands that run in a sandbox, or ended there.

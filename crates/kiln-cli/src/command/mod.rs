@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod daemon;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod logs;
@@ -46,6 +47,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
     match command {
         Command::Run(args) => run::run(*args, daemon, output).await,
         Command::Exec(args) => exec::run(args, daemon, output).await,
+        Command::Forward(args) => forward::run(args, daemon, output).await,
         Command::Attach(args) => attach::run(args, daemon, output).await,
         Command::Ps(args) => ps::run(&args, daemon, output).await,
         Command::Start(args) => start::run(&args, daemon, output).await,

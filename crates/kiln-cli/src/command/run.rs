@@ -245,9 +245,10 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
-            "kiln run --network bridge",
+            "kiln run --ip 172.30.0 img",
             "kiln run --network-policy open",
-            "kiln run --verify-hosts",
+            "kiln run --rule permit",
+            "kiln run --default-action drop",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -258,7 +259,8 @@ mod tests {
         let request = request(
             "kiln run --name n --cpus 2 -m 1G --disk 512M -e A=b -w /w -u u:g --hostname h --keep \
              --kernel /k --modules /m --engine qemu --network default --network-policy custom \
-             --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
+             --rule=deny\u{a0}any --rule=allow\u{a0}udp\u{a0}a.b\u{a0}53 --default-action allow \
+             --private-networks --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
              --publish 53:53/udp --bandwidth 5mbit/1mbit img -- c",
         );
         let sandbox = request.sandbox;
@@ -279,6 +281,12 @@ mod tests {
         assert_eq!(network.mode, Some(kiln_api::NetworkMode::Default));
         let policy = network.policy;
         assert_eq!(policy.mode, Some(kiln_api::PolicyMode::Custom));
+        assert!(policy.private_networks && policy.default_action.is_some());
+        let rules: Vec<_> = policy.rules.iter().map(|rule| rule.action).collect();
+        assert_eq!(
+            rules,
+            [kiln_api::RuleAction::Deny, kiln_api::RuleAction::Allow]
+        );
         assert_eq!(policy.allowed_domains, ["a.b", "c.d"]);
         assert_eq!(policy.allowed_cidrs, ["1.1.1.0/24"]);
         assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);

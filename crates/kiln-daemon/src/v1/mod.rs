@@ -5,7 +5,10 @@ mod exec;
 mod host;
 mod images;
 mod logs;
+mod named_networks;
 mod networks;
+mod policy;
+mod ports;
 mod run;
 mod sandboxes;
 mod volumes;
@@ -51,6 +54,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             get(networks::inspect).put(networks::update),
         )
         .route("/v1/sandboxes/{key}/network/verify", post(networks::verify))
+        .route("/v1/sandboxes/{key}/ports/{port}", get(ports::connect))
         .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
         .route("/v1/sandboxes/{key}/exec", get(exec::exec))
         .route(
@@ -59,6 +63,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         )
         .merge(images::routes())
         .merge(volumes::routes())
+        .merge(named_networks::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

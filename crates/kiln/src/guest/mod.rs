@@ -10,6 +10,7 @@ mod connection;
 mod error;
 mod link;
 mod meet;
+mod port;
 mod session;
 mod unread;
 
@@ -17,14 +18,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_agent_proto::message::{
-    Attach, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry, reply, request,
+    Attach, Connect, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry, reply,
+    request,
 };
+use kiln_agent_proto::version;
 use kiln_vmm::AgentEndpoint;
 use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use error::{GuestError, Refusal};
+pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
 use crate::exec::{ExecSpec, SessionInfo};
@@ -271,6 +275,34 @@ impl GuestLink {
             grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX),
         }))
         .await
+    }
+
+    /// Connects to a port of the guest's loopback address.
+    ///
+    /// # Errors
+    /// [`Refusal::PortClosed`] when nothing listens there; [`Refusal::TooOld`] when the agent cannot
+    /// do that; no connection or answer in time.
+    pub(crate) async fn connect(&self, port: u16) -> Result<PortStream, GuestError> {
+        if self.ready_within(ANSWER).await?.version < version::CONNECT {
+            return Err(GuestError::Refused {
+                kind: Refusal::TooOld,
+                message: "the guest's agent is too old to forward ports".to_owned(),
+            });
+        }
+        let port = u32::from(port);
+        let request = Request::of(request::Kind::Connect(Connect { port }));
+        match self.shared.call_once(&request).await? {
+            (_, operation, reply::Kind::Done(_)) => Ok(operation.into_port()),
+            _ => Err(GuestError::Protocol(
+                "it answers a connect with something else",
+            )),
+        }
+    }
+
+    async fn ready_within(&self, patience: Duration) -> Result<Arc<AgentInfo>, GuestError> {
+        timeout(patience, self.ready())
+            .await
+            .unwrap_or_else(|_| Err(self.shared.too_late(patience)))
     }
 
     /// Figures of the guest.

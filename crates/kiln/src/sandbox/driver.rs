@@ -139,6 +139,8 @@ impl Driver {
             let command = match deferred.take() {
                 Some(command) => command,
                 None => tokio::select! {
+                    // A machine that has ended is cleaned up even if the host closes meanwhile.
+                    biased;
                     exit = gone(machine.as_ref()) => {
                         self.machine_gone(exit).await;
                         continue;

@@ -5,5 +5,6 @@ mod commands;
 mod hostile;
 mod links;
 mod machine;
+mod ports;
 mod proxy;
 mod support;
