@@ -26,7 +26,7 @@ use kiln_vmm::{
 use rustix::process::Signal;
 use support::netns::Netns;
 use support::stub::{GREETING, Then};
-use support::{Owned, Place, alive, grown, kill, printed};
+use support::{Owned, Place, alive, grown, kill, printed, refused};
 
 /// Users of these tests: a range of their own, one for each machine.
 static NEXT_USER: AtomicU32 = AtomicU32::new(0);
@@ -329,8 +329,8 @@ async fn a_vmm_that_was_killed_leaves_a_jail_that_is_swept() {
     machine.wait().await;
     assert_eq!(bench.jails().len(), 1);
     // A jail is used once: as long as it is there, no second machine goes into it.
-    let again = bench.engine.spawn(&spec).await;
-    assert!(matches!(again, Err(SpawnError::Jail(_))), "{again:?}");
+    let again = refused(&*bench.engine, &spec).await;
+    assert!(matches!(again, SpawnError::Jail(_)), "{again:?}");
     let record = machine.record().clone();
     machine.close(Duration::ZERO).await.unwrap();
     bench.nothing_is_left(&record);
@@ -347,7 +347,7 @@ async fn a_spawn_that_fails_leaves_no_jail() {
         .unwrap()
         .with_jailer("/nonexistent/jailer");
     let spec = bench.spec(Then::Stay);
-    let error = engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&engine, &spec).await;
     assert!(matches!(error, SpawnError::Program { .. }), "{error:?}");
     assert_eq!(bench.jails(), Vec::<PathBuf>::new());
     assert_eq!(bench.place.left(), Vec::<String>::new());
@@ -410,7 +410,7 @@ async fn an_unjailed_machine_of_roots_is_refused_unless_that_is_accepted() {
     };
     let mut spec = bench.spec(Then::Stay);
     spec.jail = None;
-    let SpawnError::Invalid(faults) = bench.engine.spawn(&spec).await.unwrap_err() else {
+    let SpawnError::Invalid(faults) = refused(&*bench.engine, &spec).await else {
         panic!("not refused");
     };
     assert_eq!(faults.0, [SpecFault::Unjailed]);
@@ -432,7 +432,7 @@ async fn a_jail_that_protects_nothing_is_refused() {
     jail.uid = 0;
     jail.cgroup_parent = "../..".into();
     std::fs::set_permissions(bench.base(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    let SpawnError::Invalid(faults) = bench.engine.spawn(&spec).await.unwrap_err() else {
+    let SpawnError::Invalid(faults) = refused(&*bench.engine, &spec).await else {
         panic!("not refused");
     };
     assert!(

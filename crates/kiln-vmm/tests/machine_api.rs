@@ -23,7 +23,7 @@ use kiln_vmm::{
 use serde_json::json;
 use support::netns::Netns;
 use support::stub::{GREETING, Then};
-use support::{Owned, Place, printed};
+use support::{Owned, Place, printed, refused};
 
 async fn firecracker(test: &str) -> Option<FirecrackerEngine> {
     let Some(program) = std::env::var_os("KILN_FIRECRACKER") else {
@@ -301,7 +301,7 @@ async fn every_fault_of_the_options_is_told_at_once() {
         }),
         ..MachineOptions::default()
     };
-    let SpawnError::Invalid(faults) = engine.spawn(&spec).await.unwrap_err() else {
+    let SpawnError::Invalid(faults) = refused(&engine, &spec).await else {
         panic!("not refused");
     };
     assert_eq!(faults.0.len(), 5, "{faults}");
@@ -384,7 +384,7 @@ async fn a_qemu_takes_the_changes_that_it_knows_and_refuses_the_rest() {
     spec.options.smt = true;
     spec.options.track_dirty_pages = true;
     spec.vcpus = 2;
-    let SpawnError::Invalid(faults) = engine.spawn(&spec).await.unwrap_err() else {
+    let SpawnError::Invalid(faults) = refused(&engine, &spec).await else {
         panic!("not refused");
     };
     assert_eq!(

@@ -23,7 +23,7 @@ use kiln_vmm::{
 };
 use rustix::process::Signal;
 use support::stub::{GREETING, Then};
-use support::{Owned, PATIENCE, Place, alive, grown, kill, printed};
+use support::{Owned, PATIENCE, Place, alive, grown, kill, printed, refused};
 
 static NEXT_USER: AtomicU32 = AtomicU32::new(0);
 
@@ -253,7 +253,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     let mut spec = bench.clone_of("clone", &dir);
     spec.vcpus = 2;
     spec.mem_mib = 128;
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     let SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) = error else {
         panic!("{error:?}");
     };
@@ -263,7 +263,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     let path = dir.join("manifest.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"10.0.0\"", "\"9.0.0\"")).unwrap();
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     assert!(
         error
             .to_string()
@@ -276,7 +276,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     bytes[100] ^= 1;
     std::fs::remove_file(&state).unwrap();
     std::fs::write(&state, bytes).unwrap();
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     let SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) = error else {
         panic!("{error:?}");
     };
