@@ -237,6 +237,17 @@ pub enum MachineState {
     Exited,
 }
 
+/// What a VMM says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// Name of the machine.
+    pub id: String,
+    /// State of the guest.
+    pub state: MachineState,
+    /// Version of the program that runs it, which may be older than the one that is installed.
+    pub vmm_version: String,
+}
+
 /// How a VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -328,6 +339,12 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Outside [`MachineState::Paused`], or when the VMM refuses.
     async fn resume(&self) -> Result<(), MachineError>;
+
+    /// What the VMM says of itself, asked now.
+    ///
+    /// # Errors
+    /// Not running or paused.
+    async fn info(&self) -> Result<MachineInfo, MachineError>;
 
     /// Presses Ctrl-Alt-Del, where [`Capabilities::ctrl_alt_del`] says that it works.
     ///

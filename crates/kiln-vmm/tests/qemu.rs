@@ -70,8 +70,8 @@ async fn adopted(bench: &Bench, record: &MachineRecord) -> Owned {
 }
 
 #[tokio::test]
-async fn a_guest_boots_prints_is_paused_and_goes_on() {
-    let Some(bench) = bench("a_guest_boots_prints_is_paused_and_goes_on").await else {
+async fn a4_1_a_guest_boots_prints_is_paused_and_goes_on() {
+    let Some(bench) = bench("a4_1_a_guest_boots_prints_is_paused_and_goes_on").await else {
         return;
     };
     let machine = spawned(&bench, &bench.place.spec(Then::Tick)).await;
@@ -120,8 +120,8 @@ async fn a_guest_boots_prints_is_paused_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_paused_guest_prints_nothing() {
-    let Some(bench) = bench("a_paused_guest_prints_nothing").await else {
+async fn a4_2_a_paused_guest_prints_nothing() {
+    let Some(bench) = bench("a4_2_a_paused_guest_prints_nothing").await else {
         return;
     };
     let machine = booted(&bench, Then::Tick).await;
@@ -207,8 +207,8 @@ async fn a_vmm_that_dies_during_a_call_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_cannot_start_says_why_at_once() {
-    let Some(bench) = bench("a_qemu_that_cannot_start_says_why_at_once").await else {
+async fn a4_11_a_qemu_that_cannot_start_says_why_at_once() {
+    let Some(bench) = bench("a4_11_a_qemu_that_cannot_start_says_why_at_once").await else {
         return;
     };
     let mut spec = bench.place.spec(Then::Stay);

@@ -152,8 +152,8 @@ async fn close(machine: &Owned) {
 
 /// A4.8, A4.9: one snapshot, two machines from it at once.
 #[tokio::test]
-async fn a_full_snapshot_becomes_several_machines() {
-    let Some(bench) = firecracker("a_full_snapshot_becomes_several_machines").await else {
+async fn a4_9_a_full_snapshot_becomes_several_machines() {
+    let Some(bench) = firecracker("a4_9_a_full_snapshot_becomes_several_machines").await else {
         return;
     };
     let source = bench.booted(&bench.spec("source", Then::Tick)).await;
@@ -206,8 +206,8 @@ async fn a_full_snapshot_becomes_several_machines() {
 }
 
 #[tokio::test]
-async fn a_difference_makes_a_whole_snapshot() {
-    let Some(bench) = firecracker("a_difference_makes_a_whole_snapshot").await else {
+async fn a4_8_a_difference_makes_a_whole_snapshot() {
+    let Some(bench) = firecracker("a4_8_a_difference_makes_a_whole_snapshot").await else {
         return;
     };
     let mut spec = bench.spec("source", Then::Tick);
@@ -241,8 +241,9 @@ async fn a_difference_makes_a_whole_snapshot() {
 
 /// B6 on the engine's level: a snapshot that does not fit is refused before anything is started.
 #[tokio::test]
-async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
-    let Some(bench) = firecracker("a_snapshot_that_does_not_fit_is_refused_by_name").await else {
+async fn a4_9_a_snapshot_that_does_not_fit_is_refused_by_name() {
+    let Some(bench) = firecracker("a4_9_a_snapshot_that_does_not_fit_is_refused_by_name").await
+    else {
         return;
     };
     let source = bench.booted(&bench.spec("source", Then::Tick)).await;
@@ -422,8 +423,8 @@ async fn a_page_server_ends_with_a_vmm_that_never_came() {
 
 /// QEMU: the machine's memory becomes the template, several machines share it.
 #[tokio::test]
-async fn a_template_of_qemu_becomes_several_machines() {
-    let Some(bench) = qemu("a_template_of_qemu_becomes_several_machines").await else {
+async fn a4_8_a_template_of_qemu_becomes_several_machines() {
+    let Some(bench) = qemu("a4_8_a_template_of_qemu_becomes_several_machines").await else {
         return;
     };
     let mut spec = bench.spec("source", Then::Tick);

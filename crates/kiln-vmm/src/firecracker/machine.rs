@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::VSOCK_SOCKET;
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, InstanceInfo, InstanceState,
+    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, GuestCid, InstanceInfo, InstanceState,
     MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request, VmState, Vsock,
 };
 use super::metrics::Counted;
@@ -29,17 +29,18 @@ use super::snapshot::Load;
 use super::version::Version;
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
-use crate::instance::{CallError, Instance};
+use crate::instance::{CallError, FIRST_CALL, Instance};
 use crate::jail::{Access, Confinement, Filtered, Promise};
 use crate::machine::{
-    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+    AgentEndpoint, BootTimings, Exit, Machine, MachineInfo, MachineRecord, MachineSpec,
+    MachineState,
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
 use crate::snapshot::{HostFacts, Manifest, SnapshotTarget};
 
-/// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
-const GUEST_CID: u32 = 3;
+/// The host side of Firecracker's vsock is a file, so all can be alike.
+const GUEST_CID: GuestCid = GuestCid::FIRST;
 
 fn promise(filtered: Filtered) -> Promise {
     Promise {
@@ -119,11 +120,7 @@ impl FirecrackerMachine {
         // The one that runs, which may be older than the one that is installed by now.
         let version: Version = info.vmm_version.parse().map_err(std::io::Error::other)?;
         let client = client.for_version(version);
-        instance.set_state(match info.state {
-            InstanceState::NotStarted => MachineState::Spawned,
-            InstanceState::Running => MachineState::Running,
-            InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
-        });
+        instance.set_state(state_of(&info.state));
         let agent = place.vsock_socket().exists();
         Ok(Self {
             instance,
@@ -337,7 +334,7 @@ impl Machine for FirecrackerMachine {
         let begin = Instant::now();
         let client = self
             .instance
-            .call("answer", "starting", connect(&ready))
+            .call(FIRST_CALL, "starting", connect(&ready))
             .await?
             .for_version(self.known.version);
         let control = begin.elapsed();
@@ -366,6 +363,15 @@ impl Machine for FirecrackerMachine {
         let (from, to) = (MachineState::Paused, MachineState::Running);
         self.change("resume", "resuming", VmState::Resumed, from, to)
             .await
+    }
+
+    async fn info(&self) -> Result<MachineInfo, MachineError> {
+        let info: InstanceInfo = self.read("tell its version", "/").await?;
+        Ok(MachineInfo {
+            state: state_of(&info.state),
+            id: info.id,
+            vmm_version: info.vmm_version,
+        })
     }
 
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError> {
@@ -491,6 +497,14 @@ impl Machine for FirecrackerMachine {
             None => grace,
         };
         self.instance.close(grace, self.place.files()).await
+    }
+}
+
+fn state_of(told: &InstanceState) -> MachineState {
+    match told {
+        InstanceState::NotStarted => MachineState::Spawned,
+        InstanceState::Running => MachineState::Running,
+        InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
     }
 }
 

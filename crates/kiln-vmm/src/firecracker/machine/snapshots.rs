@@ -13,6 +13,7 @@ use crate::firecracker::config::{
 };
 use crate::firecracker::snapshot::{Load, Written};
 use crate::firecracker::version::diff_corrupts;
+use crate::instance::FIRST_CALL;
 use crate::jail::{Filtered, give_to};
 use crate::machine::{MachineSpec, MachineState};
 use crate::snapshot::{
@@ -32,7 +33,7 @@ impl FirecrackerMachine {
             let version = client.get::<FirecrackerVersion>("/version", CONFIGURE);
             version.await.map_err(call_error)
         };
-        self.instance.call("answer", "starting", asked).await?;
+        self.instance.call(FIRST_CALL, "starting", asked).await?;
         self.instance.verify(promise(Filtered::One)).await?;
         let loaded = send(client, &load.request);
         self.instance
