@@ -217,9 +217,11 @@ async fn a2_1_the_latest_release_is_found_installed_and_kept() {
         Err(ReleaseError::Offline(_))
     ));
     assert_eq!(server.archives.load(Ordering::SeqCst), 1);
+    assert_eq!(offline.newest_installed(), Some(release.clone()));
     // A program that was changed is no release any more.
     fs::write(&release.jailer, "another").unwrap();
     assert!(store.installed(&tag("v1.16.1")).is_err());
+    assert_eq!(store.newest_installed(), None);
 }
 
 #[tokio::test]
@@ -321,7 +323,7 @@ async fn a2_1_a_latest_that_leads_nowhere_is_told() {
     let store = server.store(dir.path());
     assert!(matches!(
         store.latest().await,
-        Err(ReleaseError::Download(DownloadError::Status {
+        Err(ReleaseError::Latest(DownloadError::Status {
             status: 404,
             ..
         }))
