@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use kiln_vmm::firecracker::FirecrackerEngine;
 use kiln_vmm::jail::{Breach, JailSpec};
 use kiln_vmm::qemu::QemuEngine;
-use kiln_vmm::snapshot::{Mismatch, UffdHandler};
+use kiln_vmm::snapshot::{Mismatch, UffdHandler, seal};
 use kiln_vmm::{
-    Acceleration, Engine, Exit, MachineError, MachineSpec, MachineState, Manifest, Restore,
+    Acceleration, Code, Engine, Exit, MachineError, MachineSpec, MachineState, Manifest, Restore,
     SnapshotError, SnapshotKind, SnapshotTarget, SpawnError,
 };
 use rustix::process::Signal;
@@ -291,6 +291,55 @@ async fn a4_9_a_snapshot_that_does_not_fit_is_refused_by_name() {
     assert_eq!(std::fs::read_dir(&spec.runtime_dir).unwrap().count(), 0);
 }
 
+fn mismatches(error: SpawnError) -> Vec<Mismatch> {
+    assert_eq!(error.code(), Code::SnapshotMismatch);
+    match error {
+        SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) => mismatches,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The kernel that was booted and, once it is sealed, the memory: by their digests.
+#[tokio::test]
+async fn a4_9_another_kernel_or_memory_is_refused_by_name() {
+    let Some(bench) = firecracker("a4_9_another_kernel_or_memory_is_refused_by_name").await else {
+        return;
+    };
+    let source = bench.booted(&bench.spec("source", Then::Tick)).await;
+    source.pause().await.unwrap();
+    let made = bench.make(&source, "full", SnapshotKind::Full).await;
+    assert!(made.kernel_sha256.is_some() && made.memory.sha256.is_none());
+    close(&source).await;
+    let dir = bench.snapshot("full");
+    let mut spec = bench.clone_of("clone", &dir);
+    spec.boot.kernel = support::stub::write(bench.place.path(), Then::Stay);
+    let error = refused(&*bench.engine, &spec).await;
+    assert!(matches!(
+        mismatches(error)[..],
+        [Mismatch::Differs {
+            what: "kernel of the guest",
+            ..
+        }]
+    ));
+
+    let sealed = seal(&dir).unwrap();
+    assert!(sealed.memory.sha256.is_some());
+    let spec = bench.clone_of("sealed", &dir);
+    let machine = bench.restored(&spec).await;
+    runs(&machine).await;
+    close(&machine).await;
+    let memory = dir.join("memory");
+    let mut bytes = std::fs::read(&memory).unwrap();
+    bytes[5 << 20] ^= 1;
+    std::fs::remove_file(&memory).unwrap();
+    std::fs::write(&memory, bytes).unwrap();
+    let error = refused(&*bench.engine, &spec).await;
+    assert!(matches!(
+        mismatches(error)[..],
+        [Mismatch::File { name: "memory", .. }]
+    ));
+}
+
 /// What is started as the page server of the tests below.
 #[test]
 #[ignore = "runs inside the tests of the page server"]
@@ -300,7 +349,7 @@ fn page_server() {
 
 fn handler() -> UffdHandler {
     UffdHandler {
-        program: std::env::current_exe().unwrap(),
+        program: UffdHandler::this_program().program,
         args: ["--ignored", "--exact", "page_server", "--nocapture"]
             .map(str::to_owned)
             .into(),
