@@ -49,6 +49,12 @@ pub enum ErrorCode {
     NoEngine,
     /// A VMM binary is missing.
     BinaryNotFound,
+    /// A VMM's release cannot be downloaded, or is not what was published.
+    DownloadFailed,
+    /// Nobody says which release of a VMM is the newest.
+    VersionFetchFailed,
+    /// Control groups cannot be seen, so no machine can be limited.
+    CgroupsHidden,
     /// The machine could not be started.
     StartFailed,
     /// The guest did not come up in time.
@@ -123,6 +129,9 @@ impl ErrorCode {
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
+            Self::DownloadFailed => "DOWNLOAD_FAILED",
+            Self::VersionFetchFailed => "VERSION_FETCH_FAILED",
+            Self::CgroupsHidden => "CGROUPS_HIDDEN",
             Self::StartFailed => "START_FAILED",
             Self::AgentTimeout => "AGENT_TIMEOUT",
             Self::AgentUnreachable => "AGENT_UNREACHABLE",
@@ -183,8 +192,11 @@ impl ErrorCode {
             Self::NoEngine
             | Self::BinaryNotFound
             | Self::AgentTooOld
+            | Self::CgroupsHidden
             | Self::NetworkUnavailable => 501,
             Self::StartFailed
+            | Self::DownloadFailed
+            | Self::VersionFetchFailed
             | Self::AgentUnreachable
             | Self::GuestPortClosed
             | Self::RegistryDenied

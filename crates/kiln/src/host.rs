@@ -98,7 +98,7 @@ impl Host {
         let lock = DataLock::take(&directories.lock())?;
         let store = Store::open(&directories.database())?;
         let shared = Arc::new(Shared {
-            engines: Engines::new(&config, directories.cache()),
+            engines: Engines::new(&config, &directories),
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
@@ -120,7 +120,11 @@ impl Host {
     /// None at present; a host without an engine says so in the answer.
     pub async fn info(&self) -> Result<HostInfo, Error> {
         let views = self.shared.views();
-        let chosen = self.shared.engines.choose(EnginePreference::Auto).await;
+        let chosen = self
+            .shared
+            .engines
+            .choose(EnginePreference::Auto, None)
+            .await;
         let (engine, reason, findings, warnings) = match chosen {
             Ok(chosen) => {
                 let warnings = chosen.warning.clone().into_iter().collect();

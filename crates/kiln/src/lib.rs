@@ -10,6 +10,7 @@ mod engines;
 mod error;
 mod events;
 mod exec;
+mod firecracker;
 mod guest;
 mod host;
 mod image_choice;
@@ -28,6 +29,7 @@ pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
+pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
 pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
@@ -38,6 +40,7 @@ pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
+pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use network::{
     NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,

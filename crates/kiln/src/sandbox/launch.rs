@@ -65,7 +65,11 @@ async fn run_phases(
     undo: &mut UndoStack,
 ) -> Result<Launched, Error> {
     let began = Instant::now();
-    let chosen = shared.engines.choose(row.spec.engine).await?;
+    // May fetch one.
+    let choosing = shared
+        .engines
+        .choose(row.spec.engine, Some(progress.as_ref()));
+    let chosen = unless(cancel, row, choosing).await??;
     // Last to be undone: nobody else may have them while the machine is there.
     let volumes = claim_volumes(shared, row, undo)?;
     let gathering = shared.materials.gather(row, progress);
@@ -368,6 +372,10 @@ fn spawn_failed(error: SpawnError) -> Error {
         SpawnError::Invalid(_) => Error::new(ErrorCode::StartFailed, error.to_string()),
         SpawnError::Program { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Error::new(ErrorCode::BinaryNotFound, "the engine's program is gone").with_source(error)
+        }
+        _ if error.code() == kiln_vmm::Code::CgroupsHidden => {
+            let message = "the VMM cannot be limited: control groups are hidden from Kiln";
+            Error::new(ErrorCode::CgroupsHidden, message).with_source(error)
         }
         _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM").with_source(error),
     }
