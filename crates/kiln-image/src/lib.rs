@@ -18,6 +18,7 @@ mod ext4;
 pub mod firecracker;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hashing;
 mod http;
 pub mod initramfs;
 mod inode;
