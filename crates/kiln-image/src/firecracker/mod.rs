@@ -113,6 +113,18 @@ pub enum ReleaseError {
     },
 }
 
+impl ReleaseError {
+    /// The code that callers of the SDK know (parity A9).
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
+            Self::Download(_) | Self::NoDigest { .. } | Self::Archive { .. } => "DOWNLOAD_FAILED",
+            Self::Offline(_) | Self::File { .. } => "BINARY_NOT_FOUND",
+        }
+    }
+}
+
 /// Where releases are kept, and come from.
 #[derive(Clone, Debug)]
 pub struct FirecrackerStore {
@@ -157,6 +169,18 @@ impl FirecrackerStore {
         self
     }
 
+    /// Where a release has its VMM once it is installed.
+    #[must_use]
+    pub fn firecracker(&self, tag: &ReleaseTag) -> PathBuf {
+        self.dir_of(tag).join(FIRECRACKER)
+    }
+
+    /// Where a release has its jailer once it is installed.
+    #[must_use]
+    pub fn jailer(&self, tag: &ReleaseTag) -> PathBuf {
+        self.dir_of(tag).join(JAILER)
+    }
+
     /// The newest release that is published, by where its page redirects to.
     ///
     /// # Errors
@@ -193,8 +217,8 @@ impl FirecrackerStore {
             serde_json::from_slice(&text).map_err(|_| damaged("its record is damaged"))?;
         let release = InstalledRelease {
             tag: tag.clone(),
-            firecracker: dir.join(FIRECRACKER),
-            jailer: dir.join(JAILER),
+            firecracker: self.firecracker(tag),
+            jailer: self.jailer(tag),
             archive_sha256: record.archive_sha256,
         };
         for (path, expected) in [
