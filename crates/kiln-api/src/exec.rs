@@ -27,6 +27,8 @@ pub struct ExecRequest {
     /// End it with all its processes when this client goes away; otherwise it runs on and can be
     /// attached to again.
     pub kill_on_detach: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this client is here.
+    pub keep_timeout: bool,
 }
 
 /// First message of an attach stream. It has no fields yet.

@@ -12,12 +12,17 @@
 //! |---|---|---|
 //! | `GET /v1/version` | | [`Version`] |
 //! | `GET /v1/info` | | [`HostInfo`] |
-//! | `GET /v1/sandboxes` | | array of [`Sandbox`], newest first |
-//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started |
+//! | `GET /v1/sandboxes?filters=` | | array of [`Sandbox`], newest first; `filters` is a JSON array of `NAME=VALUE` |
+//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started. With an [`IDEMPOTENCY_HEADER`] at most one is made |
 //! | `GET /v1/sandboxes/{key}` | | [`Sandbox`] |
+//! | `PATCH /v1/sandboxes/{key}` | [`UpdateSandbox`] | [`Sandbox`] |
 //! | `DELETE /v1/sandboxes/{key}?force=` | | 204 |
 //! | `POST /v1/sandboxes/{key}/start` | | [`Sandbox`] |
 //! | `POST /v1/sandboxes/{key}/stop` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/restart` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/pause` | | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/resume` | | [`Sandbox`] |
+//! | `GET /v1/sandboxes/{key}/wait?for=` | | [`Sandbox`], once it is `stopped`, `running` or `removed` |
 //! | `GET /v1/sandboxes/{key}/logs?follow=&tail=` | | bytes of the guest's console, chunked |
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
@@ -70,7 +75,8 @@ pub use network::{
     ProofOutcome,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
+    CreateSandbox, EngineKind, EnginePreference, MainCommand, Sandbox, SandboxState, StopSandbox,
+    Timings, UpdateSandbox, WaitFor,
 };
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 
@@ -79,6 +85,9 @@ pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 /// The daemon refuses a request that carries another version than its own; one without the header
 /// is taken as it is.
 pub const VERSION_HEADER: &str = "x-kiln-version";
+
+/// Header by which a request to create is told from its repetitions.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 
 /// Number of the contract, the `v1` of every path.
 pub const API_VERSION: u32 = 1;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use kiln_api::{
     CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus, PruneImages,
     PullImage, PullPolicy, RunRequest, Sandbox, SandboxState, StopSandbox, TerminalSize, Timings,
+    UpdateSandbox,
     stream::{
         BytesDone, Channel, ClientControl, MAX_CHUNK, MAX_MESSAGE, ProgressStep, ServerControl,
         StreamError, decode, encode,
@@ -151,6 +152,27 @@ fn requests_refuse_a_misspelt_field() {
     assert!(serde_json::from_value::<ExecRequest>(json!({"args": ["x"]})).is_err());
     assert!(serde_json::from_value::<RunRequest>(json!({"sandbox": {"cpus": 1}})).is_err());
     assert!(serde_json::from_value::<RunRequest>(json!({"image": "x"})).is_err());
+}
+
+#[test]
+fn a_change_tells_what_is_left_out_from_what_is_taken_away() {
+    let pairs = [
+        (UpdateSandbox::default(), "{}"),
+        (
+            UpdateSandbox {
+                timeout_ms: Some(None),
+                project: Some(Some("shop".into())),
+                labels: [("a".to_owned(), None)].into(),
+                ..UpdateSandbox::default()
+            },
+            r#"{"labels":{"a":null},"project":"shop","timeout_ms":null}"#,
+        ),
+    ];
+    for (update, text) in pairs {
+        assert_eq!(serde_json::to_string(&update).unwrap(), text);
+        assert_eq!(serde_json::from_str::<UpdateSandbox>(text).unwrap(), update);
+    }
+    assert!(serde_json::from_str::<UpdateSandbox>(r#"{"timeout":1}"#).is_err());
 }
 
 #[test]

@@ -28,8 +28,10 @@ impl Cli {
     /// Understands what was typed.
     pub(crate) fn parse_words(typed: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut cli = Self::try_parse_from(&typed)?;
-        if let Command::Run(args) = &mut cli.command {
-            args.tell_image_from_command(&typed);
+        match &mut cli.command {
+            Command::Run(args) => args.tell_image_from_command(&typed),
+            Command::Create(args) => args.tell_image_from_command(&typed),
+            _ => {}
         }
         Ok(cli)
     }
@@ -88,12 +90,23 @@ impl From<Engine> for EnginePreference {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<command::run::RunArgs>),
+    Create(Box<command::create::CreateArgs>),
     #[command(visible_alias = "ls", alias = "list")]
     Ps(command::ps::PsArgs),
     Exec(command::exec::ExecArgs),
+    #[command(visible_alias = "shell")]
+    Connect(command::connect::ConnectArgs),
     Attach(command::attach::AttachArgs),
     Start(command::start::StartArgs),
     Stop(command::stop::StopArgs),
+    Restart(command::restart::RestartArgs),
+    Pause(command::pause::PauseArgs),
+    #[command(alias = "unpause")]
+    Resume(command::pause::ResumeArgs),
+    Wait(command::wait::WaitArgs),
+    Inspect(command::inspect::InspectArgs),
+    Update(command::update::UpdateArgs),
+    Rename(command::update::RenameArgs),
     #[command(visible_alias = "remove")]
     Rm(command::rm::RmArgs),
     Logs(command::logs::LogsArgs),

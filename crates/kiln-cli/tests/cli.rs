@@ -51,8 +51,9 @@ fn json_after_the_dashes_is_the_commands() {
 fn help_and_version_succeed_and_start_nothing() {
     let kiln = Kiln::new();
     for command in [
-        "run", "exec", "attach", "ps", "start", "stop", "rm", "logs", "network", "info", "version",
-        "daemon",
+        "run", "create", "exec", "connect", "attach", "ps", "start", "stop", "restart", "pause",
+        "resume", "wait", "inspect", "update", "rename", "rm", "logs", "network", "info",
+        "version", "daemon",
     ] {
         assert!(
             kiln.ok(&[command, "--help"]).contains("Usage: kiln"),

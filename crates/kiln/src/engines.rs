@@ -17,6 +17,9 @@ use crate::error::{Error, ErrorCode};
 pub(crate) struct Engines {
     options: SelectOptions,
     chosen: Mutex<HashMap<EnginePreference, Chosen>>,
+    /// Instead of what the host has.
+    #[cfg(test)]
+    only: Option<Arc<dyn Engine>>,
 }
 
 /// An engine and how it came to be chosen.
@@ -39,6 +42,29 @@ impl Engines {
         Self {
             options,
             chosen: Mutex::default(),
+            #[cfg(test)]
+            only: None,
+        }
+    }
+
+    /// Just this engine, whatever is asked for.
+    #[cfg(test)]
+    pub(crate) fn only(engine: Arc<dyn Engine>) -> Self {
+        let chosen = Chosen {
+            engine: Arc::clone(&engine),
+            reason: "the only one".to_owned(),
+            findings: Vec::new(),
+            warning: None,
+        };
+        Self {
+            options: SelectOptions {
+                firecracker: None,
+                qemu: None,
+                cache_dir: PathBuf::new(),
+                allow_unusable_kvm: false,
+            },
+            chosen: Mutex::new([(EnginePreference::Auto, chosen)].into()),
+            only: Some(engine),
         }
     }
 
@@ -59,6 +85,10 @@ impl Engines {
         &self,
         record: &MachineRecord,
     ) -> Result<Arc<dyn Machine>, AdoptError> {
+        #[cfg(test)]
+        if let Some(engine) = &self.only {
+            return engine.adopt(record).await.map(Arc::from);
+        }
         let preference = match record.engine {
             EngineKind::Firecracker => EnginePreference::Firecracker,
             EngineKind::Qemu => EnginePreference::Qemu,

@@ -21,6 +21,8 @@ pub enum ErrorCode {
     Ambiguous,
     /// The name is taken.
     NameTaken,
+    /// The idempotency key belongs to another request.
+    IdempotencyKeyReused,
     /// The call does not fit the sandbox's state.
     InvalidState,
     /// Another process owns the data directory.
@@ -91,6 +93,7 @@ impl ErrorCode {
             Self::NotFound => "NOT_FOUND",
             Self::Ambiguous => "AMBIGUOUS",
             Self::NameTaken => "NAME_TAKEN",
+            Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::InvalidState => "INVALID_STATE",
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
@@ -135,6 +138,7 @@ impl ErrorCode {
                 404
             }
             Self::NameTaken
+            | Self::IdempotencyKeyReused
             | Self::InvalidState
             | Self::PortTaken
             | Self::DataDirInUse
@@ -173,6 +177,7 @@ pub struct Error {
     hint: Option<String>,
     details: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    may_pass: bool,
 }
 
 impl Error {
@@ -185,6 +190,7 @@ impl Error {
             hint: None,
             details: None,
             source: None,
+            may_pass: false,
         }
     }
 
@@ -208,6 +214,17 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Says that the same may succeed when it is tried again.
+    pub(crate) fn that_may_pass(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    /// Whether the same may succeed when it is tried again.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 
     /// The stable code.

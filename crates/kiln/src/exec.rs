@@ -30,6 +30,9 @@ pub struct ExecSpec {
     /// and can be attached to again.
     #[serde(default)]
     pub kill_on_detach: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this client is attached.
+    #[serde(default)]
+    pub keep_timeout: bool,
 }
 
 /// Size of a terminal in character cells.

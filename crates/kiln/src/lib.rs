@@ -23,6 +23,9 @@ mod sandbox;
 mod store;
 mod volumes;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use error::{Error, ErrorCode};
@@ -40,5 +43,8 @@ pub use kiln_net::policy::{
 };
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
-pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
+pub use sandbox::{
+    Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,
+    SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
+};
 pub use volumes::{NewVolume, VolumeSource};

@@ -43,8 +43,12 @@ pub(super) async fn send(
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
+    headers: &[(&str, &str)],
 ) -> Result<Answer, ClientError> {
     let mut builder = request(version, method, path);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
     if body.is_some() {
         builder = builder.header(header::CONTENT_TYPE, "application/json");
     }

@@ -19,6 +19,9 @@ pub(crate) struct ExecArgs {
     /// Leave the command running and print the number of its session
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this command runs
+    #[arg(long)]
+    no_extend_timeout: bool,
     /// Id, unique prefix of an id, or name
     sandbox: String,
     /// Command and its arguments
@@ -34,6 +37,7 @@ pub(crate) async fn run(
     let argv = args.words;
     let shell = argv.is_empty() && !args.detach;
     let mut request = args.command.request(argv, shell);
+    request.keep_timeout = args.no_extend_timeout;
     let mut purpose = Purpose::Exec;
     if args.detach {
         purpose = Purpose::Detach;

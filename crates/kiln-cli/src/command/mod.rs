@@ -1,19 +1,28 @@
 //! The commands, one file each, and what several of them share.
 
 pub(crate) mod attach;
+pub(crate) mod connect;
+pub(crate) mod create;
 pub(crate) mod daemon;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod info;
+pub(crate) mod inspect;
+pub(crate) mod lifetime;
 pub(crate) mod logs;
 pub(crate) mod network;
+pub(crate) mod pause;
 pub(crate) mod ps;
+pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod sandbox_args;
 pub(crate) mod start;
 pub(crate) mod stop;
+pub(crate) mod update;
 pub(crate) mod version;
 pub(crate) mod volume;
+pub(crate) mod wait;
 
 mod shared;
 
@@ -45,11 +54,20 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
 async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(*args, daemon, output).await,
+        Command::Create(args) => create::run(*args, daemon, output).await,
         Command::Exec(args) => exec::run(args, daemon, output).await,
+        Command::Connect(args) => connect::run(args, daemon, output).await,
         Command::Attach(args) => attach::run(args, daemon, output).await,
         Command::Ps(args) => ps::run(&args, daemon, output).await,
         Command::Start(args) => start::run(&args, daemon, output).await,
         Command::Stop(args) => stop::run(&args, daemon, output).await,
+        Command::Restart(args) => restart::run(&args, daemon, output).await,
+        Command::Pause(args) => pause::pause(&args, daemon, output).await,
+        Command::Resume(args) => pause::resume(&args, daemon, output).await,
+        Command::Wait(args) => wait::run(&args, daemon, output).await,
+        Command::Inspect(args) => inspect::run(&args, daemon, output).await,
+        Command::Update(args) => update::run(&args, daemon, output).await,
+        Command::Rename(args) => update::rename(&args, daemon, output).await,
         Command::Rm(args) => rm::run(&args, daemon, output).await,
         Command::Pull(args) => image::pull(args, daemon, output).await,
         Command::Image(args) => image::run(args, daemon, output).await,

@@ -2,11 +2,15 @@
 
 use std::time::SystemTime;
 
-use kiln::{EngineKind, EnginePreference, ExecExit, ExecSpec, SandboxSpec, SandboxState};
+use kiln::{
+    EngineKind, EnginePreference, ExecExit, ExecSpec, RestartPolicy, SandboxSpec, SandboxState,
+};
 
-pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
+use crate::http::error::ApiError;
+
+pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiError> {
     let default = SandboxSpec::default();
-    SandboxSpec {
+    Ok(SandboxSpec {
         name: request.name,
         image: request.image,
         runtime: request.runtime,
@@ -25,6 +29,52 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         network: request
             .network
             .map_or(default.network, super::networks::spec),
+        labels: request.labels,
+        project: request.project,
+        timeout_ms: request.timeout_ms,
+        idle_timeout_ms: request.idle_timeout_ms,
+        remove_on_stop: request.remove_on_stop,
+        restart: restart_policy(request.restart)?.unwrap_or(default.restart),
+        command: request.command.map(main_command),
+    })
+}
+
+pub(super) fn main_command(command: kiln_api::MainCommand) -> kiln::MainCommand {
+    let words = command.exec.argv.clone();
+    kiln::MainCommand {
+        entrypoint: command.entrypoint,
+        exec: ExecSpec {
+            // Not a shell where nothing is said: the image's own command.
+            argv: words,
+            ..exec_spec(command.exec)
+        },
+    }
+}
+
+pub(super) fn update(request: kiln_api::UpdateSandbox) -> Result<kiln::SandboxUpdate, ApiError> {
+    Ok(kiln::SandboxUpdate {
+        name: request.name,
+        labels: request.labels,
+        project: request.project,
+        timeout_ms: request.timeout_ms,
+        idle_timeout_ms: request.idle_timeout_ms,
+        restart: restart_policy(request.restart)?,
+        remove_on_stop: request.remove_on_stop,
+        vcpus: request.vcpus,
+        mem_mib: request.mem_mib,
+    })
+}
+
+fn restart_policy(text: Option<String>) -> Result<Option<RestartPolicy>, ApiError> {
+    let parsed = text.map(|text| text.parse()).transpose();
+    parsed.map_err(|error: kiln::NoRestartPolicy| ApiError::invalid(error.to_string()))
+}
+
+pub(super) fn wait_for(what: kiln_api::WaitFor) -> kiln::WaitFor {
+    match what {
+        kiln_api::WaitFor::Stopped => kiln::WaitFor::Stopped,
+        kiln_api::WaitFor::Running => kiln::WaitFor::Running,
+        kiln_api::WaitFor::Removed => kiln::WaitFor::Removed,
     }
 }
 
@@ -86,6 +136,7 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         }),
         stdin: request.stdin,
         kill_on_detach: request.kill_on_detach,
+        keep_timeout: request.keep_timeout,
     }
 }
 
@@ -107,6 +158,15 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         warnings: info.warnings,
         unprotected: info.unprotected,
         timings: info.timings.map(timings),
+        labels: info.labels,
+        project: info.project,
+        expires_at_ms: info.expires_at_ms,
+        timeout_ms: info.timeout_ms,
+        idle_timeout_ms: info.idle_timeout_ms,
+        remove_on_stop: info.remove_on_stop,
+        restart: info.restart.to_string(),
+        restarts: info.restarts,
+        main_session: info.main_session,
     }
 }
 
@@ -115,6 +175,7 @@ fn state(state: SandboxState) -> kiln_api::SandboxState {
         SandboxState::Created => kiln_api::SandboxState::Created,
         SandboxState::Starting => kiln_api::SandboxState::Starting,
         SandboxState::Running => kiln_api::SandboxState::Running,
+        SandboxState::Paused => kiln_api::SandboxState::Paused,
         SandboxState::Stopping => kiln_api::SandboxState::Stopping,
         SandboxState::Stopped => kiln_api::SandboxState::Stopped,
         SandboxState::Error => kiln_api::SandboxState::Error,

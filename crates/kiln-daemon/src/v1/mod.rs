@@ -41,10 +41,16 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         )
         .route(
             "/v1/sandboxes/{key}",
-            get(sandboxes::get).delete(sandboxes::remove),
+            get(sandboxes::get)
+                .patch(sandboxes::update)
+                .delete(sandboxes::remove),
         )
         .route("/v1/sandboxes/{key}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{key}/stop", post(sandboxes::stop))
+        .route("/v1/sandboxes/{key}/restart", post(sandboxes::restart))
+        .route("/v1/sandboxes/{key}/pause", post(sandboxes::pause))
+        .route("/v1/sandboxes/{key}/resume", post(sandboxes::resume))
+        .route("/v1/sandboxes/{key}/wait", get(sandboxes::wait))
         .route("/v1/sandboxes/{key}/logs", get(logs::read))
         .route(
             "/v1/sandboxes/{key}/network",

@@ -434,4 +434,4 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -48,6 +48,8 @@ pub struct ExecInputSender {
 #[derive(Debug)]
 pub struct ExecOutputReceiver {
     channel: Arc<Channel>,
+    /// Let go of with the session.
+    held: Option<crate::sandbox::activity::Use>,
 }
 
 /// What the ends and the task share.
@@ -150,7 +152,18 @@ pub(super) fn start(
         input: ExecInputSender {
             channel: Arc::clone(&channel),
         },
-        output: ExecOutputReceiver { channel },
+        output: ExecOutputReceiver {
+            channel,
+            held: None,
+        },
+    }
+}
+
+impl ExecSession {
+    /// Counts as this use of its sandbox as long as somebody is attached.
+    pub(crate) fn counting_as(mut self, held: crate::sandbox::activity::Use) -> Self {
+        self.output.held = Some(held);
+        self
     }
 }
 

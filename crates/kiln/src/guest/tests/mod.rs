@@ -6,4 +6,4 @@ mod hostile;
 mod links;
 mod machine;
 mod proxy;
-mod support;
+pub(crate) mod support;
