@@ -14,6 +14,7 @@ mod ask;
 mod cgroup;
 mod console;
 mod fd;
+mod files;
 mod identity;
 mod init;
 mod marks;

@@ -27,6 +27,15 @@
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
+//! | `GET /v1/sandboxes/{key}/stats` | | [`Stats`] |
+//! | `GET /v1/sandboxes/{key}/files?path=&follow=` | | [`FileInfo`] |
+//! | `DELETE /v1/sandboxes/{key}/files?path=&recursive=` | | 204 |
+//! | `GET /v1/sandboxes/{key}/files/list?path=` | | array of [`FileInfo`], by name |
+//! | `POST /v1/sandboxes/{key}/files/mkdir` | [`MakeDirectory`] | 204 |
+//! | `POST /v1/sandboxes/{key}/files/move` | [`MoveFile`] | 204 |
+//! | `GET /v1/sandboxes/{key}/tree?path=&follow=` | | a tree, chunked; whole only with its own end |
+//! | `PUT /v1/sandboxes/{key}/tree?path=&user=&keep_owner=` | a tree, chunked | 204 |
+//! | `DELETE /v1/sandboxes/{key}/sessions/{id}` | | 204; it ends with all its processes |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -55,16 +64,19 @@
 pub mod client;
 mod error;
 mod exec;
+mod file;
 mod host;
 mod image;
 mod network;
 mod sandbox;
+mod stats;
 pub mod stream;
 mod volume;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
+pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
 pub use host::{Acceleration, HostInfo, Version};
 pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
@@ -78,6 +90,7 @@ pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, MainCommand, Sandbox, SandboxState, StopSandbox,
     Timings, UpdateSandbox, WaitFor,
 };
+pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 
 /// Header by which each side tells the other the version of Kiln it is.

@@ -114,6 +114,10 @@ fn server_control_is_these_bytes() {
             r#"{"type":"exited","signal":9}"#,
         ),
         (
+            ServerControl::Exited(ExitStatus::TimedOut(9)),
+            r#"{"type":"exited","timed_out":9}"#,
+        ),
+        (
             ServerControl::Timings(Timings {
                 exec_us: Some(5),
                 ..Timings::default()
@@ -193,6 +197,7 @@ fn an_error_is_this_object() {
 fn a_signal_counts_as_a_shell_counts_it() {
     assert_eq!(ExitStatus::Code(7).shell_code(), 7);
     assert_eq!(ExitStatus::Signal(15).shell_code(), 143);
+    assert_eq!(ExitStatus::TimedOut(9).shell_code(), 124);
     assert_eq!(ExitStatus::Signal(i32::MAX).shell_code(), i32::MAX);
 }
 

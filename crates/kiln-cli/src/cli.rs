@@ -15,7 +15,8 @@ use crate::{command, failure::FAILED, output::Output};
     disable_help_subcommand = true,
     after_help = "Exit codes of run, exec and attach: the command's own; 125 when Kiln fails; 126 \
                   when the command cannot be executed; 127 when it is not found; 128 + n when \
-                  signal n ends it. All other commands: 0 or 125."
+                  signal n ends it. All other commands: 0 or 125; doctor 1 \
+                  when a check fails."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -109,11 +110,18 @@ pub(crate) enum Command {
     Rename(command::update::RenameArgs),
     #[command(visible_alias = "remove")]
     Rm(command::rm::RmArgs),
+    Cp(command::cp::CpArgs),
+    Upload(command::cp::UploadArgs),
+    Download(command::cp::DownloadArgs),
     Logs(command::logs::LogsArgs),
+    Sessions(command::sessions::SessionsArgs),
+    #[command(visible_alias = "top")]
+    Stats(command::stats::StatsArgs),
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
     Network(command::network::NetworkArgs),
+    Doctor(command::doctor::DoctorArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

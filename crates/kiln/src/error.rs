@@ -65,6 +65,10 @@ pub enum ErrorCode {
     ExecFailed,
     /// No exec session has this number.
     SessionNotFound,
+    /// The guest has no such file or directory.
+    FileNotFound,
+    /// A file of the guest cannot be read, written or changed.
+    FileFailed,
     /// Not enough free space.
     DiskFull,
     /// This host can make no networks for sandboxes.
@@ -115,6 +119,8 @@ impl ErrorCode {
             Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::FileNotFound => "FILE_NOT_FOUND",
+            Self::FileFailed => "FILE_FAILED",
             Self::DiskFull => "DISK_FULL",
             Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
             Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
@@ -134,9 +140,11 @@ impl ErrorCode {
             | Self::InvalidConfig
             | Self::InvalidNetworkPolicy
             | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
-                404
-            }
+            Self::NotFound
+            | Self::SessionNotFound
+            | Self::FileNotFound
+            | Self::ImageNotFound
+            | Self::VolumeNotFound => 404,
             Self::NameTaken
             | Self::IdempotencyKeyReused
             | Self::InvalidState
@@ -150,7 +158,8 @@ impl ErrorCode {
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
-            | Self::ExecFailed => 422,
+            | Self::ExecFailed
+            | Self::FileFailed => 422,
             Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
             Self::StartFailed
             | Self::AgentUnreachable
@@ -283,6 +292,8 @@ impl From<GuestError> for Error {
                 Refusal::NotFound => ErrorCode::CommandNotFound,
                 Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
                 Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::NoSuchFile => ErrorCode::FileNotFound,
+                Refusal::FileRefused => ErrorCode::FileFailed,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
                 _ => ErrorCode::ExecFailed,
             },

@@ -15,7 +15,7 @@ use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, Events};
 use crate::exec::{ExecSpec, SessionInfo};
-use crate::guest::{ExecSession, GuestLink, GuestStats};
+use crate::guest::{ExecSession, GuestLink};
 use crate::lock::DataLock;
 use crate::material::Materials;
 use crate::network::{NetworkInfo, Networks, Proof};
@@ -27,6 +27,7 @@ use crate::sandbox::{
     Filter, SandboxInfo, SandboxSpec, SandboxState, SandboxUpdate, WaitFor, random_id, wait,
 };
 use crate::store::{Created, Idempotency, SandboxRow, Sandboxes, Store};
+use crate::usage::{SandboxStats, VmmUsage};
 use crate::volumes::Volumes;
 
 /// The owner of a data directory. Clones share it; see [`HostConfig`] for an example.
@@ -417,12 +418,18 @@ impl Host {
         Ok(self.link(key, "end a session of")?.kill(session).await?)
     }
 
-    /// Figures of a sandbox's guest, as the guest itself tells them.
+    /// Figures of a running sandbox: of its guest, as the guest itself tells them, and of its VMM, as
+    /// this host's kernel does.
     ///
     /// # Errors
     /// [`ErrorCode::InvalidState`] when it does not run, [`ErrorCode::AgentUnreachable`].
-    pub async fn stats(&self, key: &str) -> Result<GuestStats, Error> {
-        Ok(self.link(key, "ask")?.stats().await?)
+    pub async fn stats(&self, key: &str) -> Result<SandboxStats, Error> {
+        let link = self.link(key, "ask")?;
+        let pid = SandboxInfo::from(self.view(key)?.row.as_ref()).pid;
+        Ok(SandboxStats {
+            guest: link.stats().await?,
+            vmm: pid.and_then(VmmUsage::of),
+        })
     }
 
     /// The console of a sandbox, from the oldest byte that is kept.
@@ -518,11 +525,16 @@ impl Host {
         }
     }
 
-    fn view(&self, key: &str) -> Result<View, Error> {
+    /// Counts as a use of the sandbox while it is held.
+    pub(crate) fn use_of(&self, key: &str) -> Result<crate::sandbox::activity::Use, Error> {
+        Ok(self.view(key)?.activity.begin(false))
+    }
+
+    pub(crate) fn view(&self, key: &str) -> Result<View, Error> {
         Ok(self.shared.driver(key)?.view.borrow().clone())
     }
 
-    fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
+    pub(crate) fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
         let view = self.view(key)?;
         view.link
             .filter(|_| view.row.state == SandboxState::Running)

@@ -6,10 +6,12 @@ mod agent;
 mod clock;
 mod config;
 mod console;
+mod doctor;
 mod engines;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod guest;
 mod host;
 mod image_choice;
@@ -21,6 +23,7 @@ mod process;
 mod recover;
 mod sandbox;
 mod store;
+mod usage;
 mod volumes;
 
 #[cfg(test)]
@@ -28,10 +31,14 @@ mod tests;
 
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
+pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
+pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
+pub use guest::{
+    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, TreeDownload, TreeUpload,
+};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;
@@ -47,4 +54,5 @@ pub use sandbox::{
     Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,
     SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
 };
+pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

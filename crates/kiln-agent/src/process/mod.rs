@@ -54,6 +54,11 @@ pub(crate) enum SpawnedIo {
     },
 }
 
+/// Who that is, by the guest's own lists of users; root for an empty text.
+pub(crate) fn resolve_user(user: &str) -> Result<user::User, String> {
+    user::resolve(Path::new("/etc"), user).map_err(|error| error.to_string())
+}
+
 /// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
 pub(crate) fn spawn(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
     let plan = plan(exec)?;

@@ -6,6 +6,7 @@
 mod connection;
 mod error;
 mod exec_stream;
+mod files;
 mod images;
 mod log_stream;
 mod sandboxes;

@@ -2,8 +2,10 @@
 
 pub(crate) mod attach;
 pub(crate) mod connect;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod daemon;
+pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod info;
@@ -17,7 +19,9 @@ pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod sandbox_args;
+pub(crate) mod sessions;
 pub(crate) mod start;
+pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod update;
 pub(crate) mod version;
@@ -45,7 +49,11 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(Failure::io("start a runtime"))?;
-    let code = runtime.block_on(dispatch(cli.command, &Daemon::at(&place), output));
+    let code = match &cli.command {
+        // Needs no daemon: it tells why none comes up.
+        Command::Doctor(args) => runtime.block_on(doctor::run(args, &place, output)),
+        _ => runtime.block_on(dispatch(cli.command, &Daemon::at(&place), output)),
+    };
     // Not dropped: that would wait for what blocks on standard input.
     runtime.shutdown_background();
     code
@@ -72,11 +80,16 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Pull(args) => image::pull(args, daemon, output).await,
         Command::Image(args) => image::run(args, daemon, output).await,
         Command::Volume(args) => volume::run(args, daemon, output).await,
+        Command::Cp(args) => cp::run(args, daemon, output).await,
+        Command::Upload(args) => cp::upload(args, daemon, output).await,
+        Command::Download(args) => cp::download(args, daemon, output).await,
+        Command::Sessions(args) => sessions::run(&args, daemon, output).await,
+        Command::Stats(args) => stats::run(&args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
         Command::Network(args) => network::run(args, daemon, output).await,
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,
-        // Has a runtime of its own.
-        Command::Daemon(_) => Ok(0),
+        // One has a runtime of its own, the other no daemon.
+        Command::Daemon(_) | Command::Doctor(_) => Ok(0),
     }
 }

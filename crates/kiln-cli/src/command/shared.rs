@@ -86,6 +86,7 @@ impl CommandArgs {
             stdin: self.interactive || tty || terminal::stdin_is_data(),
             kill_on_detach: true,
             keep_timeout: false,
+            timeout_ms: None,
         }
     }
 }

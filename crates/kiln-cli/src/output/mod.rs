@@ -122,7 +122,7 @@ fn in_words(report: &ErrorReport) -> String {
 }
 
 /// A guest's console can hold sequences that a terminal obeys.
-fn printable(line: &str) -> String {
+pub(crate) fn printable(line: &str) -> String {
     line.chars()
         .filter(|it| *it == '\t' || !it.is_control())
         .collect()

@@ -137,6 +137,7 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         stdin: request.stdin,
         kill_on_detach: request.kill_on_detach,
         keep_timeout: request.keep_timeout,
+        timeout_ms: request.timeout_ms,
     }
 }
 
@@ -217,6 +218,7 @@ pub(crate) fn exit_status(exit: ExecExit) -> kiln_api::ExitStatus {
     match exit {
         ExecExit::Code(code) => kiln_api::ExitStatus::Code(code),
         ExecExit::Signal(signal) => kiln_api::ExitStatus::Signal(signal),
+        ExecExit::TimedOut(signal) => kiln_api::ExitStatus::TimedOut(signal),
     }
 }
 
@@ -270,6 +272,46 @@ fn image_config(config: kiln::ImageConfig) -> kiln_api::ImageConfig {
         stop_signal: config.stop_signal,
         exposed_ports: config.exposed_ports,
         labels: config.labels,
+    }
+}
+
+pub(super) fn file(info: kiln::FileInfo) -> kiln_api::FileInfo {
+    kiln_api::FileInfo {
+        name: info.name,
+        kind: match info.kind {
+            kiln::FileKind::File => kiln_api::FileKind::File,
+            kiln::FileKind::Directory => kiln_api::FileKind::Directory,
+            kiln::FileKind::Symlink => kiln_api::FileKind::Symlink,
+            kiln::FileKind::Other => kiln_api::FileKind::Other,
+        },
+        mode: info.mode,
+        uid: info.uid,
+        gid: info.gid,
+        size: info.size,
+        mtime_ms: info.mtime_ms,
+        link: info.link,
+    }
+}
+
+pub(super) fn stats(stats: kiln::SandboxStats) -> kiln_api::Stats {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let kiln::SandboxStats { guest, vmm } = stats;
+    kiln_api::Stats {
+        at_ms: unix_ms(SystemTime::now()),
+        uptime_ms: ms(guest.uptime),
+        cpus: guest.cpus,
+        cpu_busy_ms: ms(guest.cpu_busy),
+        load1: guest.load1,
+        mem_total_kib: guest.mem_total_kib,
+        mem_available_kib: guest.mem_available_kib,
+        disk_total_kib: guest.disk_total_kib,
+        disk_used_kib: guest.disk_used_kib,
+        net_rx_bytes: guest.net_rx_bytes,
+        net_tx_bytes: guest.net_tx_bytes,
+        processes: guest.processes,
+        sessions: guest.sessions_running,
+        host_mem_kib: vmm.map(|vmm| vmm.memory_kib),
+        host_cpu_ms: vmm.map(|vmm| ms(vmm.cpu)),
     }
 }
 

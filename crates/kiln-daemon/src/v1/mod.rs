@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 mod exec;
+mod files;
 mod host;
 mod images;
 mod logs;
@@ -12,7 +13,7 @@ mod volumes;
 
 use axum::{
     Router, middleware,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use kiln::Host;
 
@@ -63,6 +64,9 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             "/v1/sandboxes/{key}/sessions/{session}/attach",
             get(exec::attach),
         )
+        .route("/v1/sandboxes/{key}/stats", get(sandboxes::stats))
+        .route("/v1/sandboxes/{key}/sessions/{session}", delete(exec::kill))
+        .merge(files::routes())
         .merge(images::routes())
         .merge(volumes::routes())
         .fallback(async || ApiError::no_such_path())

@@ -8,7 +8,9 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use kiln::{Filter, Silent};
-use kiln_api::{CreateSandbox, IDEMPOTENCY_HEADER, Sandbox, StopSandbox, UpdateSandbox, WaitFor};
+use kiln_api::{
+    CreateSandbox, IDEMPOTENCY_HEADER, Sandbox, Stats, StopSandbox, UpdateSandbox, WaitFor,
+};
 use serde::Deserialize;
 
 use super::{App, convert};
@@ -168,4 +170,11 @@ pub(super) async fn wait(
         }
         () = app.lifetime.stopping() => Err(ApiError::stopping()),
     }
+}
+
+pub(super) async fn stats(
+    State(app): State<App>,
+    Named(key): Named<String>,
+) -> Result<Json<Stats>, ApiError> {
+    Ok(Json(convert::stats(app.host.stats(&key).await?)))
 }

@@ -73,6 +73,10 @@ pub enum Refusal {
     Busy,
     /// The guest is going down.
     PoweringOff,
+    /// There is no such file or directory.
+    NoSuchFile,
+    /// The guest's file system refused something.
+    FileRefused,
     /// The request makes no sense to the agent.
     BadRequest,
     /// Something failed in the guest.
@@ -118,6 +122,8 @@ impl From<WireError> for GuestError {
             ErrorCode::Replaced => Refusal::Replaced,
             ErrorCode::Busy => Refusal::Busy,
             ErrorCode::PoweringOff => Refusal::PoweringOff,
+            ErrorCode::NoSuchFile => Refusal::NoSuchFile,
+            ErrorCode::FileRefused => Refusal::FileRefused,
             ErrorCode::BadRequest | ErrorCode::Flooded => Refusal::BadRequest,
             ErrorCode::Unspecified | ErrorCode::Internal => Refusal::Internal,
         };

@@ -279,6 +279,7 @@ impl Channel {
 pub(super) fn exit(exited: Exited) -> ExecExit {
     match i32::try_from(exited.signal) {
         Ok(0) => ExecExit::Code(exited.code),
+        Ok(signal @ 1..=64) if exited.timed_out => ExecExit::TimedOut(signal),
         Ok(signal @ 1..=64) => ExecExit::Signal(signal),
         // No kernel says that; a guest's own invention.
         _ => ExecExit::Code(255),
@@ -298,6 +299,7 @@ pub(super) fn wire_spec(spec: &ExecSpec) -> Exec {
         tty: spec.tty.map(wire_size),
         stdin: spec.stdin,
         kill_on_detach: spec.kill_on_detach,
+        timeout_ms: spec.timeout_ms.unwrap_or(0),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod commands;
+mod files;
 mod hostile;
 mod links;
 mod machine;
