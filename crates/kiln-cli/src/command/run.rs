@@ -181,7 +181,6 @@ mod tests {
             "kiln run --network-policy open",
             "kiln run --rule permit",
             "kiln run --default-action drop",
-            "kiln run --verify-hosts",
             "kiln run --timeout 0 img",
             "kiln run --timeout 5x img",
             "kiln run --restart sometimes img",
