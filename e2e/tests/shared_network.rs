@@ -220,6 +220,9 @@ fn a8_2_a_network_leaves_by_a_tunnel_that_exists_and_by_nothing_else() {
     signal(stage.daemon_pid(), Signal::KILL);
     assert_ne!(ask(&stage, &id, &[&question]), "answered", "closed");
     lab::ip(&format!("-n {host} link set wgx0 up"));
+    eventually("the tunnel is used again", || {
+        ask(&stage, &id, &[&question]) == "answered"
+    });
 
     // One of our own: its key is in one file, which nobody else reads, while it is there.
     let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";

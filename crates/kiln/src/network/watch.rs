@@ -65,6 +65,12 @@ async fn look_often(
 ) {
     loop {
         tokio::time::sleep(INTERVAL).await;
+        for bridge in named.bridges().await {
+            if let Err(error) = bridge.mend().await {
+                let name = bridge.name();
+                warn!(error = %error.message(), name, "a tunnel cannot be used again");
+            }
+        }
         match look(host.clone(), Arc::clone(&going_on)).await {
             Ok(false) => {}
             Ok(true) => restore(&watched, &named).await,
