@@ -188,6 +188,20 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let nothing = ["run", "--network=none", "--", "ls", "/sys/class/net"];
     let ran = stage.kiln(&[&nothing[..2], &SMALL, &nothing[2..]].concat());
     assert_eq!(ran.expect_code(0).text(), "lo\n");
+    // Nor has its VMM, if the guest should take it over.
+    let id = sandbox(&stage, &["--network=none"]);
+    let machine = stage.sandboxes()[0]["pid"].as_u64().unwrap();
+    let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(machine), namespace(stage.daemon_pid().into()));
+    let inside = [
+        "nsenter",
+        &format!("--net=/proc/{machine}/ns/net"),
+        "ip",
+        "-o",
+        "link",
+    ];
+    assert_eq!(output(&inside).lines().count(), 1, "loopback only");
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
     // A sandbox without a network leaves the host's alone.
     let tables = output(&["ip", "netns", "exec", &lab.host, "nft", "list", "tables"]);
     assert_eq!(tables, "");
