@@ -79,10 +79,14 @@ pub(crate) async fn attach(
     let attachment = Attachment::of(&row.id, &networks.store);
     let undone = attachment.clone();
     undo.push(async move { undone.release().await });
-    match &wanted.name {
-        Some(name) => join(networks, name, row, owner, policy, attachment).await,
-        None => create(networks, host, row, owner, policy, attachment).await,
-    }
+    let attached = match &wanted.name {
+        Some(name) => join(networks, name, row, owner, policy, attachment).await?,
+        None => create(networks, host, row, owner, policy, attachment).await?,
+    };
+    Ok(Attached {
+        warning: networks.firewalls.warning(),
+        ..attached
+    })
 }
 
 /// No card, and for root's VMMs no network either: one that a guest took over would have the host's.

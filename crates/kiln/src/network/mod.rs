@@ -8,6 +8,7 @@
 mod attach;
 mod attachment;
 mod error;
+mod firewalls;
 mod host;
 mod info;
 mod named;
