@@ -91,7 +91,7 @@ impl Materials {
         let images = library.store().clone();
         let stores = Stores {
             kernels: KernelStore::open(&directories.kernels())?,
-            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"))?,
+            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"), AGENT)?,
             scratch: ScratchDisks::new(images.templates()),
             images,
             library,
@@ -171,7 +171,7 @@ impl Materials {
 impl Stores {
     fn gather(&self, row: &SandboxRow, progress: &dyn Progress) -> Result<Material, Error> {
         let kernel = self.kernels.ensure(&kernel_source(&row.spec), progress)?;
-        let initramfs = self.initramfs.ensure(AGENT, &kernel)?;
+        let initramfs = self.initramfs.ensure(&kernel)?;
         let (image, image_config) = self.image(row, progress)?;
         Ok(Material {
             kernel: kernel.vmlinux,

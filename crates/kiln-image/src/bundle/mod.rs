@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::BundleError;
 pub use listing::ListingError;
+pub(crate) use manifest::is_plain_name;
 pub use manifest::{ManifestError, RootfsType};
 pub use record::{BaseFile, BaseImage};
 pub use store::{BundleStore, Ensured};

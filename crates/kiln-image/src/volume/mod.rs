@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use e2fs::E2fsError;
+pub(crate) use e2fs::make as make_filesystem;
 pub use error::VolumeError;
 pub use name::{VolumeName, VolumeNameError};
 
