@@ -139,7 +139,7 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
         format!("name:{GATEWAY}:allowed.example"),
     ];
     let questions = questions.each_ref().map(String::as_str);
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     assert_eq!(ask(&stage, &id, &questions), "silent answered");
     let named = format!("tcp:{ALLOWED}:80");
     assert_eq!(ask(&stage, &id, &[&named]), "answered");
@@ -154,7 +154,7 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
     // Both die: the next daemon finds what they left, and removes it.
     let machine = &stage.sandboxes()[0]["pid"];
     let machine = u32::try_from(machine.as_u64().unwrap()).unwrap();
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     signal(machine, Signal::KILL);
     stage.kiln(&["rm", "--force", &id]).expect_code(0);
     lab.assert_host_is_clean(&stage);
