@@ -215,6 +215,15 @@ impl Stage {
             .unwrap_or_else(|| panic!("no pid: {info}")) as u32
     }
 
+    /// Kills the daemon, and waits until it is gone: until then it might still take a connection.
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon_pid();
+        signal(pid, Signal::KILL);
+        eventually("the daemon is gone", || {
+            !Path::new(&format!("/proc/{pid}/exe")).exists()
+        });
+    }
+
     /// Processes on this machine that have this stage's directories on their command line or files
     /// in them open.
     #[must_use]

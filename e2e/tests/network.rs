@@ -139,7 +139,7 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
         format!("name:{GATEWAY}:allowed.example"),
     ];
     let questions = questions.each_ref().map(String::as_str);
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     assert_eq!(ask(&stage, &id, &questions), "silent answered");
     let named = format!("tcp:{ALLOWED}:80");
     assert_eq!(ask(&stage, &id, &[&named]), "answered");
@@ -154,10 +154,61 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
     // Both die: the next daemon finds what they left, and removes it.
     let machine = &stage.sandboxes()[0]["pid"];
     let machine = u32::try_from(machine.as_u64().unwrap()).unwrap();
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     signal(machine, Signal::KILL);
     stage.kiln(&["rm", "--force", &id]).expect_code(0);
     lab.assert_host_is_clean(&stage);
+}
+
+#[test]
+fn other_firewalls_are_passed_or_named_and_left_as_they_were() {
+    let Some(lab) = Lab::new("other_firewalls_are_passed_or_named") else {
+        return;
+    };
+    let nft = |words: &str| {
+        let command = ["ip", "netns", "exec", &lab.host, "nft"];
+        output(&[&command[..], &[words]].concat())
+    };
+    // As Docker and ufw leave it: what they do not know is dropped.
+    nft("add table ip filter");
+    for (chain, hook) in [("FORWARD", "forward"), ("INPUT", "input")] {
+        nft(&format!(
+            "add chain ip filter {chain} {{ type filter hook {hook} priority 0; policy drop; }}"
+        ));
+    }
+    nft("add rule ip filter INPUT ct state established accept");
+    nft("add rule ip filter INPUT iif lo accept");
+    let theirs = nft("list table ip filter");
+    let stage = lab.stage();
+    let id = sandbox(&stage, &["--network=default"]);
+    let questions = [
+        format!("tcp:{ALLOWED}:80"),
+        format!("name:{GATEWAY}:allowed.example"),
+        format!("tcp:{PRIVATE}:80"),
+    ];
+    let questions = questions.each_ref().map(String::as_str);
+    assert_eq!(ask(&stage, &id, &questions), "answered answered silent");
+    assert_ne!(nft("list table ip filter"), theirs, "two rules of ours");
+    let warned = |id: &str| {
+        let all = stage.sandboxes();
+        let it = all.iter().find(|it| it["id"] == id).unwrap();
+        it["warnings"].to_string().contains("firewall-cmd")
+    };
+    assert!(!warned(&id));
+    // firewalld has to be told by its own means, and we say how.
+    nft("add table inet firewalld");
+    nft("add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }");
+    let info = stage.kiln(&["info", "--json"]).expect_code(0).text();
+    assert!(info.contains("firewall-cmd"), "{info}");
+    let second = sandbox(&stage, &["--network=default"]);
+    assert!(warned(&second));
+    nft("delete table inet firewalld");
+    stage.kiln(&["rm", "--force", &id, &second]).expect_code(0);
+    stage.assert_nothing_left();
+    signal(stage.daemon_pid(), Signal::TERM);
+    eventually("theirs is as it was", || {
+        nft("list tables") == "table ip filter\n" && nft("list table ip filter") == theirs
+    });
 }
 
 #[test]
@@ -188,6 +239,20 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let nothing = ["run", "--network=none", "--", "ls", "/sys/class/net"];
     let ran = stage.kiln(&[&nothing[..2], &SMALL, &nothing[2..]].concat());
     assert_eq!(ran.expect_code(0).text(), "lo\n");
+    // Nor has its VMM, if the guest should take it over.
+    let id = sandbox(&stage, &["--network=none"]);
+    let machine = stage.sandboxes()[0]["pid"].as_u64().unwrap();
+    let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(machine), namespace(stage.daemon_pid().into()));
+    let inside = [
+        "nsenter",
+        &format!("--net=/proc/{machine}/ns/net"),
+        "ip",
+        "-o",
+        "link",
+    ];
+    assert_eq!(output(&inside).lines().count(), 1, "loopback only");
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
     // A sandbox without a network leaves the host's alone.
     let tables = output(&["ip", "netns", "exec", &lab.host, "nft", "list", "tables"]);
     assert_eq!(tables, "");

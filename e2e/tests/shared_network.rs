@@ -85,7 +85,7 @@ fn a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() {
     }
 
     // The daemon dies: its successor finds bridge and members, and what it may do with them.
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     assert_eq!(ask(&stage, &one, &peers), "answered answered");
     let adopted = inspect(&stage, "lan");
     assert_eq!(adopted["members"].as_array().unwrap().len(), 2, "{adopted}");
@@ -101,7 +101,7 @@ fn a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() {
     // Whoever is gone while nobody looks is put out.
     let all = stage.sandboxes();
     let machine = all.iter().find(|it| it["id"] == two.as_str()).unwrap()["pid"].as_u64();
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     signal(u32::try_from(machine.unwrap()).unwrap(), Signal::KILL);
     let left = inspect(&stage, "lan");
     assert_eq!(left["members"][0]["sandbox"], one.as_str(), "{left}");
@@ -217,9 +217,12 @@ fn a8_2_a_network_leaves_by_a_tunnel_that_exists_and_by_nothing_else() {
     lab::ip(&format!("-n {host} link set wgx0 down"));
     assert_ne!(ask(&stage, &id, &[&question]), "answered", "closed");
     // Also for the daemon that comes after one that died.
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     assert_ne!(ask(&stage, &id, &[&question]), "answered", "closed");
     lab::ip(&format!("-n {host} link set wgx0 up"));
+    eventually("the tunnel is used again", || {
+        ask(&stage, &id, &[&question]) == "answered"
+    });
 
     // One of our own: its key is in one file, which nobody else reads, while it is there.
     let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";

@@ -33,6 +33,8 @@ pub enum NetworkMode {
     None,
     /// One of its own, or it does not start.
     Default,
+    /// Without root: carried as connections of the daemon's user. No policy is enforced.
+    User,
 }
 
 /// What a network lets through.

@@ -50,7 +50,7 @@ pub use metrics::{DiskMetrics, Metrics, NicMetrics};
 pub use nic::{MacAddress, MacAddressError, Nic, RateLimit, TokenBucket};
 pub use options::{
     BalloonOptions, BalloonState, DiskChange, DiskOptions, HotplugOptions, HotplugState,
-    MachineOptions, MetadataOptions, NicChange,
+    MachineOptions, MetadataOptions, NicChange, UserNetwork,
 };
 pub use program::ProgramError;
 pub use select::{

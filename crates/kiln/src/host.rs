@@ -151,10 +151,7 @@ impl Host {
             Err(error) => (None, error.message(), Vec::new(), Vec::new()),
         };
         let mut findings = findings;
-        findings.push(match self.shared.networks.obstacle() {
-            Some(reason) => format!("network: not usable: {reason}"),
-            None => "network: usable".to_owned(),
-        });
+        findings.extend(self.shared.networks.findings().await);
         let capabilities = engine.as_ref().map(|engine| engine.capabilities().clone());
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),

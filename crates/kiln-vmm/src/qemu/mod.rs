@@ -268,9 +268,23 @@ fn prepare(
             .iter()
             .map(|disk| open(&disk.path, Access::to(disk)))
             .collect::<Result<_, _>>()?,
-        taps: tap::open_all(open_netns(spec)?, &spec.nics)?,
+        taps: cards(spec)?,
     };
     Ok((jail, opened))
+}
+
+/// The TAPs, then the connection of a user-mode network.
+fn cards(spec: &MachineSpec) -> Result<Vec<OwnedFd>, SpawnError> {
+    let mut cards = tap::open_all(open_netns(spec)?, &spec.nics)?;
+    if let Some(network) = &spec.options.user_network {
+        let connected = std::os::unix::net::UnixStream::connect(&network.socket);
+        let connection = connected.map_err(|source| SpawnError::Runtime {
+            path: network.socket.clone(),
+            source,
+        })?;
+        cards.push(connection.into());
+    }
+    Ok(cards)
 }
 
 /// QEMU opens these again, as the user that it is then: in a jail they are made readable for it.

@@ -5,6 +5,7 @@ use kiln_net::verify::VerifyError;
 use kiln_net::wireguard::WireGuardError;
 use kiln_net::{BridgeError, CloseError, HostError, NamespaceError, NetlinkError, NetworkError};
 
+use super::user;
 use crate::error::{Error, ErrorCode};
 
 impl From<HostError> for Error {
@@ -154,11 +155,16 @@ impl From<VerifyError> for Error {
 
 /// Why this host can make no networks.
 pub(super) fn unavailable(reason: &str) -> Error {
+    let hint = if user::find().is_some() {
+        "run the daemon as root; or, with QEMU and without a policy: --network user"
+    } else {
+        "run the daemon as root, or run without: --network none"
+    };
     Error::new(
         ErrorCode::NetworkUnavailable,
         format!("this host cannot make networks for sandboxes: {reason}"),
     )
-    .with_hint("run the daemon as root, or run without: --network none")
+    .with_hint(hint)
 }
 
 #[cfg(test)]

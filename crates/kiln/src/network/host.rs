@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::error::unavailable;
+use super::firewalls::Firewalls;
 use super::named::{NamedNetwork, NewNetwork, Registry};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, ErrorCode};
@@ -31,6 +32,7 @@ pub(crate) struct Networks {
     pub(super) store: Store,
     pub(super) watched: Watched,
     pub(super) named: Arc<Registry>,
+    pub(super) firewalls: Firewalls,
     opened: Mutex<Option<Opened>>,
 }
 
@@ -49,6 +51,7 @@ impl Networks {
             store,
             watched: Watched::default(),
             named: Arc::new(named),
+            firewalls: Firewalls::default(),
             opened: Mutex::new(None),
         }
     }
@@ -60,6 +63,21 @@ impl Networks {
         }
         let tun = std::fs::File::options().read(true).write(true).open(TUN);
         tun.err().map(|error| format!("{TUN}: {error}"))
+    }
+
+    /// What is known of the host's network without changing it, for people.
+    pub(crate) async fn findings(&self) -> Vec<String> {
+        if let Some(reason) = self.obstacle() {
+            return vec![format!("network: not usable: {reason}")];
+        }
+        let opened = self.opened.lock().await;
+        let host = opened.as_ref().map(|opened| opened.host.clone());
+        drop(opened);
+        let mut findings = vec!["network: usable".to_owned()];
+        if let Some(host) = host {
+            findings.extend(self.firewalls.look(&host).await);
+        }
+        findings
     }
 
     /// The host's network; made now if it is the first time.
@@ -90,9 +108,15 @@ impl Networks {
         self.store
             .write(move |tx| Leases(tx).keep_pool(&pool))
             .await?;
+        self.firewalls.pass(&host).await;
         let names = host.gate().serve().await?;
         info!(pool = %host.pool(), table = host.identity().table(), "the host's network is open");
-        let watch = Watch::begin(host.clone(), self.watched.clone(), Arc::clone(&self.named));
+        let watch = Watch::begin(
+            host.clone(),
+            self.watched.clone(),
+            Arc::clone(&self.named),
+            self.firewalls.clone(),
+        );
         Ok(Opened {
             host,
             _names: names,

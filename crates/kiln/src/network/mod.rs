@@ -8,15 +8,17 @@
 mod attach;
 mod attachment;
 mod error;
+mod firewalls;
 mod host;
 mod info;
 mod named;
 mod shared;
 mod spec;
+mod user;
 mod verify;
 mod watch;
 
-pub(crate) use attach::{Attached, adopt, attach};
+pub(crate) use attach::{Attached, Occupant, adopt, attach};
 pub(crate) use attachment::Attachment;
 pub(crate) use host::Networks;
 pub use info::NetworkInfo;

@@ -19,6 +19,9 @@ pub enum NetworkMode {
     None,
     /// One of its own, or it does not start.
     Default,
+    /// Without root: `passt` carries its packets as connections of the user's own. No policy is
+    /// enforced.
+    User,
 }
 
 /// What a user asks of a sandbox's network.
@@ -77,6 +80,11 @@ impl NetworkSpec {
         if self.mode == NetworkMode::None && self.policy != PolicySpec::default() {
             faults.push("network.policy is given, but network.mode is none".to_owned());
         }
+        if self.mode == NetworkMode::User && !self.only_publishes() {
+            let fault =
+                "network.policy: a user-mode network enforces none; it only publishes ports";
+            faults.push(fault.to_owned());
+        }
         if let Some(name) = &self.name {
             faults.extend(self.faults_of_shared(name));
         } else if self.address.is_some() {
@@ -90,19 +98,24 @@ impl NetworkSpec {
         faults
     }
 
+    fn only_publishes(&self) -> bool {
+        let only = PolicySpec {
+            publish: self.policy.publish.clone(),
+            ..PolicySpec::default()
+        };
+        self.policy == only
+    }
+
     fn faults_of_shared(&self, name: &str) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.mode == NetworkMode::None {
-            faults.push("network.name is given, but network.mode is none".to_owned());
+        if matches!(self.mode, NetworkMode::None | NetworkMode::User) {
+            let fault = "network.name is given, but network.mode is none or user";
+            faults.push(fault.to_owned());
         }
         if !is_name(name) {
             faults.push(format!("network.name {name:?} is no name of a network"));
         }
-        let only_published = PolicySpec {
-            publish: self.policy.publish.clone(),
-            ..PolicySpec::default()
-        };
-        if self.policy != only_published {
+        if !self.only_publishes() {
             faults.push(format!(
                 "network.policy: what members of a network may reach is told to the network: \
                  `kiln network update {name}`; a sandbox only publishes ports"
@@ -180,6 +193,11 @@ mod tests {
                 "update lan",
             ),
             (r#"{"address":"172.30.0.9"}"#, "address"),
+            (r#"{"name":"lan","mode":"user"}"#, "user"),
+            (
+                r#"{"mode":"user","policy":{"mode":"deny-all"}}"#,
+                "enforces none",
+            ),
         ] {
             assert!(faults(text).contains(word), "{text}: {}", faults(text));
         }

@@ -9,12 +9,16 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::attachment::{Attachment, WeakAttachment};
+use super::firewalls::Firewalls;
 use super::host::blocking;
 use super::named::Registry;
 use crate::error::Error;
 
 /// How long sandboxes may be without what somebody flushed. A look costs a few netlink messages.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Other firewalls are reloaded now and then; a look lists all their rules.
+const TURNS_OF_FIREWALLS: u32 = 12;
 
 /// The networks of this process that are in use.
 #[derive(Clone, Default)]
@@ -43,9 +47,20 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn begin(host: HostNetwork, watched: Watched, named: Arc<Registry>) -> Self {
+    pub(super) fn begin(
+        host: HostNetwork,
+        watched: Watched,
+        named: Arc<Registry>,
+        firewalls: Firewalls,
+    ) -> Self {
         let going_on = Arc::new(Mutex::new(true));
-        let task = tokio::spawn(look_often(host, watched, named, Arc::clone(&going_on)));
+        let task = tokio::spawn(look_often(
+            host,
+            watched,
+            named,
+            firewalls,
+            Arc::clone(&going_on),
+        ));
         Self { task, going_on }
     }
 }
@@ -61,10 +76,20 @@ async fn look_often(
     host: HostNetwork,
     watched: Watched,
     named: Arc<Registry>,
+    firewalls: Firewalls,
     going_on: Arc<Mutex<bool>>,
 ) {
-    loop {
+    for turn in 1_u32.. {
         tokio::time::sleep(INTERVAL).await;
+        if turn.is_multiple_of(TURNS_OF_FIREWALLS) {
+            firewalls.pass(&host).await;
+        }
+        for bridge in named.bridges().await {
+            if let Err(error) = bridge.mend().await {
+                let name = bridge.name();
+                warn!(error = %error.message(), name, "a tunnel cannot be used again");
+            }
+        }
         match look(host.clone(), Arc::clone(&going_on)).await {
             Ok(false) => {}
             Ok(true) => restore(&watched, &named).await,

@@ -82,7 +82,12 @@ async fn run_phases(
     let spawning = Instant::now();
     let jail = confine::jail(shared, &row.id).await?;
     let owner = tap_owner(jail.as_ref());
-    let network = network::attach(&shared.networks, row, owner, undo).await?;
+    let occupant = network::Occupant {
+        owner,
+        engine: chosen.engine.kind(),
+        runtime_dir: &shared.directories.machine(&row.id),
+    };
+    let network = network::attach(&shared.networks, row, occupant, undo).await?;
     let spec = MachineSpec {
         jail,
         ..machine_spec(
@@ -227,7 +232,10 @@ fn machine_spec(
         netns: network.namespace.clone(),
         jail: None,
         allow_insecure: row.spec.allow_insecure_vmm,
-        options: kiln_vmm::MachineOptions::default(),
+        options: kiln_vmm::MachineOptions {
+            user_network: network.user.clone(),
+            ..kiln_vmm::MachineOptions::default()
+        },
         console_log: shared.directories.console(&row.id),
     }
 }

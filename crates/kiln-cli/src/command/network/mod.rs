@@ -76,6 +76,8 @@ enum Choice {
     None,
     /// One of its own.
     Own,
+    /// One that needs no root.
+    User,
     /// One that is shared.
     Named(String),
 }
@@ -87,6 +89,7 @@ impl FromStr for Choice {
         Ok(match text {
             "none" => Self::None,
             "default" => Self::Own,
+            "user" => Self::User,
             name => Self::Named(name.to_owned()),
         })
     }
@@ -95,8 +98,8 @@ impl FromStr for Choice {
 /// What `run` is told of the network.
 #[derive(Debug, Args)]
 pub(crate) struct RunNetworkArgs {
-    /// `default` for one of its own, `none`, or the name of one to share [default: one of its own,
-    /// where this host can make one]
+    /// `default` for one of its own, `none`, the name of one to share, or `user` without root (by
+    /// passt, and without a policy) [default: one of its own, where this host can make one]
     #[arg(
         long,
         value_name = "NETWORK",
@@ -117,6 +120,7 @@ impl RunNetworkArgs {
             None => (None, None),
             Some(Choice::None) => (Some(NetworkMode::None), None),
             Some(Choice::Own) => (Some(NetworkMode::Default), None),
+            Some(Choice::User) => (Some(NetworkMode::User), None),
             Some(Choice::Named(name)) => (Some(NetworkMode::Default), Some(name)),
         };
         NetworkRequest {

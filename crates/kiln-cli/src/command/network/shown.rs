@@ -17,6 +17,7 @@ fn in_words(network: &Network) -> String {
     let mode = match (network.connected, network.mode) {
         (true, _) => "connected",
         (false, NetworkMode::None) => "none",
+        (false, NetworkMode::User) => "user-mode",
         (false, _) => "not connected",
     };
     let mut rows = vec![row("network", mode)];

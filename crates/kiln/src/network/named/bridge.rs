@@ -174,6 +174,22 @@ impl Bridge {
         }
     }
 
+    /// Leads traffic through the tunnel again if that has come back.
+    pub(in crate::network) async fn mend(self: &Arc<Self>) -> Result<(), Error> {
+        let this = Arc::clone(self);
+        blocking(move || match this.lock().as_ref() {
+            Some(Held {
+                tunnel: Some(tunnel),
+                ..
+            }) => {
+                tunnel.mend()?;
+                Ok(())
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
     pub(super) async fn keep(&self, record: BridgeRecord) -> Result<(), Error> {
         let name = self.name.clone();
         let kept = self

@@ -8,13 +8,14 @@ use super::tunnel::{self, TunnelSpec, WireGuard};
 use crate::error::{Error, ErrorCode};
 
 /// Words that mean another kind of network where a name could stand.
-const OTHER_KINDS: [&str; 3] = ["auto", "default", "none"];
+const OTHER_KINDS: [&str; 4] = ["auto", "default", "none", "user"];
 const MAX_NAME_LEN: usize = 63;
 
 /// A network to make.
 #[derive(Clone, Debug, Default)]
 pub struct NewNetwork {
-    /// 1 to 63 of `[a-z0-9-]`, a letter or digit at both ends; not `auto`, `default` or `none`.
+    /// 1 to 63 of `[a-z0-9-]`, a letter or digit at both ends; not `auto`, `default`, `none`
+    /// or `user`.
     pub name: String,
     /// Its addresses, an IPv4 network of /1 to /30; a free one when unset.
     pub subnet: Option<String>,
