@@ -118,7 +118,7 @@ impl ReleaseError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
+            Self::Latest(_) | Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
             Self::Download(_) | Self::NoDigest { .. } | Self::Archive { .. } => "DOWNLOAD_FAILED",
             Self::Offline(_) | Self::File { .. } => "BINARY_NOT_FOUND",
         }
