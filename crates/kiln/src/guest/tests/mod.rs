@@ -3,6 +3,7 @@
 mod bulk;
 mod commands;
 mod hostile;
+mod lab;
 mod links;
 mod machine;
 mod ports;
