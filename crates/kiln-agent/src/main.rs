@@ -14,6 +14,7 @@ mod ask;
 mod cgroup;
 mod console;
 mod fd;
+mod files;
 mod forward;
 mod identity;
 mod init;

@@ -62,5 +62,6 @@ fn exited(status: WaitStatus) -> Exited {
     Exited {
         code: status.exit_status().unwrap_or(0),
         signal: status.terminating_signal().map_or(0, i32::unsigned_abs),
+        timed_out: false,
     }
 }

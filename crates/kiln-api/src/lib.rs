@@ -12,17 +12,31 @@
 //! |---|---|---|
 //! | `GET /v1/version` | | [`Version`] |
 //! | `GET /v1/info` | | [`HostInfo`] |
-//! | `GET /v1/sandboxes` | | array of [`Sandbox`], newest first |
-//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started |
+//! | `GET /v1/sandboxes?filters=` | | array of [`Sandbox`], newest first; `filters` is a JSON array of `NAME=VALUE` |
+//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started. With an [`IDEMPOTENCY_HEADER`] at most one is made |
 //! | `GET /v1/sandboxes/{key}` | | [`Sandbox`] |
+//! | `PATCH /v1/sandboxes/{key}` | [`UpdateSandbox`] | [`Sandbox`] |
 //! | `DELETE /v1/sandboxes/{key}?force=` | | 204 |
 //! | `POST /v1/sandboxes/{key}/start` | | [`Sandbox`] |
 //! | `POST /v1/sandboxes/{key}/stop` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/restart` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/pause` | | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/resume` | | [`Sandbox`] |
+//! | `GET /v1/sandboxes/{key}/wait?for=` | | [`Sandbox`], once it is `stopped`, `running` or `removed` |
 //! | `GET /v1/sandboxes/{key}/logs?follow=&tail=` | | bytes of the guest's console, chunked |
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
 //! | upgrade `GET /v1/sandboxes/{key}/ports/{port}` to [`PORT_PROTOCOL`] | | bytes of a TCP connection to the guest's port |
+//! | `GET /v1/sandboxes/{key}/stats` | | [`Stats`] |
+//! | `GET /v1/sandboxes/{key}/files?path=&follow=` | | [`FileInfo`] |
+//! | `DELETE /v1/sandboxes/{key}/files?path=&recursive=` | | 204 |
+//! | `GET /v1/sandboxes/{key}/files/list?path=` | | array of [`FileInfo`], by name |
+//! | `POST /v1/sandboxes/{key}/files/mkdir` | [`MakeDirectory`] | 204 |
+//! | `POST /v1/sandboxes/{key}/files/move` | [`MoveFile`] | 204 |
+//! | `GET /v1/sandboxes/{key}/tree?path=&follow=` | | a tree, chunked; whole only with its own end |
+//! | `PUT /v1/sandboxes/{key}/tree?path=&user=&keep_owner=` | a tree, chunked | 204 |
+//! | `DELETE /v1/sandboxes/{key}/sessions/{id}` | | 204; it ends with all its processes |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -56,17 +70,20 @@
 pub mod client;
 mod error;
 mod exec;
+mod file;
 mod host;
 mod image;
 mod named_network;
 mod network;
 mod sandbox;
+mod stats;
 pub mod stream;
 mod volume;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
+pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
 pub use host::{Acceleration, HostInfo, Version};
 pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
@@ -78,8 +95,10 @@ pub use network::{
     PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, Sandbox, SandboxState, StopSandbox, Timings,
+    CreateSandbox, EngineKind, EnginePreference, MainCommand, Sandbox, SandboxState, StopSandbox,
+    Timings, UpdateSandbox, WaitFor,
 };
+pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 
 /// Header by which each side tells the other the version of Kiln it is.
@@ -91,6 +110,8 @@ pub const VERSION_HEADER: &str = "x-kiln-version";
 /// What a connection becomes that leads to a port of a guest: plain bytes both ways, each direction
 /// ended by itself.
 pub const PORT_PROTOCOL: &str = "kiln-port";
+/// Header by which a request to create is told from its repetitions.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 
 /// Number of the contract, the `v1` of every path.
 pub const API_VERSION: u32 = 1;

@@ -4,6 +4,7 @@
 
 mod cli;
 mod command;
+mod copy;
 mod failure;
 mod output;
 mod place;

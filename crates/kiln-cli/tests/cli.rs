@@ -63,7 +63,8 @@ fn json_after_the_dashes_is_the_commands() {
 fn help_and_version_succeed_and_start_nothing() {
     let kiln = Kiln::new();
     for command in [
-        "run", "exec", "attach", "forward", "ps", "start", "stop", "rm", "logs", "network", "info",
+        "run", "create", "exec", "connect", "attach", "forward", "ps", "start", "stop", "restart",
+        "pause", "resume", "wait", "inspect", "update", "rename", "rm", "logs", "network", "info",
         "version", "daemon",
     ] {
         assert!(

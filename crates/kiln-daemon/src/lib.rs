@@ -14,7 +14,7 @@ mod socket;
 mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
-pub use kiln::{FirecrackerRelease, HostConfig, SERVE_PAGES, serve_pages};
+pub use kiln::{Check, FirecrackerRelease, HostConfig, Level, SERVE_PAGES, doctor, serve_pages};
 pub use lock::{DaemonLock, LockError, wait_for_end};
 pub use socket::SocketError;
 

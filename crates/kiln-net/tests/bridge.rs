@@ -80,7 +80,7 @@ fn join(lab: &Lab, lan: &mut BridgeNetwork, spec: MemberSpec) -> (Guest, MemberR
 }
 
 #[test]
-fn a6_members_get_addresses_reach_the_internet_and_not_each_other() {
+fn a6_4_members_get_addresses_reach_the_internet_and_not_each_other() {
     if !privileged("bridge") {
         return;
     }

@@ -23,6 +23,9 @@ pub(crate) struct Engines {
     options: SelectOptions,
     releases: Releases,
     chosen: Mutex<HashMap<EnginePreference, Chosen>>,
+    /// Instead of what the host has.
+    #[cfg(test)]
+    only: Option<Arc<dyn Engine>>,
 }
 
 /// An engine and how it came to be chosen.
@@ -46,6 +49,24 @@ impl Engines {
             options,
             releases: Releases::new(config, directories),
             chosen: Mutex::default(),
+            #[cfg(test)]
+            only: None,
+        }
+    }
+
+    /// Just this engine, whatever is asked for.
+    #[cfg(test)]
+    pub(crate) fn only(engine: Arc<dyn Engine>, config: &HostConfig) -> Self {
+        let chosen = Chosen {
+            engine: Arc::clone(&engine),
+            reason: "the only one".to_owned(),
+            findings: Vec::new(),
+            warning: None,
+        };
+        Self {
+            chosen: Mutex::new([(EnginePreference::Auto, chosen)].into()),
+            only: Some(engine),
+            ..Self::new(config, &Directories::new(config))
         }
     }
 
@@ -150,6 +171,10 @@ impl Engines {
         &self,
         record: &MachineRecord,
     ) -> Result<Arc<dyn Machine>, AdoptError> {
+        #[cfg(test)]
+        if let Some(engine) = &self.only {
+            return engine.adopt(record).await.map(Arc::from);
+        }
         let preference = match record.engine {
             EngineKind::Firecracker => EnginePreference::Firecracker,
             EngineKind::Qemu => EnginePreference::Qemu,

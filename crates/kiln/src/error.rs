@@ -21,6 +21,8 @@ pub enum ErrorCode {
     Ambiguous,
     /// The name is taken.
     NameTaken,
+    /// The idempotency key belongs to another request.
+    IdempotencyKeyReused,
     /// The call does not fit the sandbox's state.
     InvalidState,
     /// Another process owns the data directory.
@@ -73,6 +75,10 @@ pub enum ErrorCode {
     GuestPortClosed,
     /// The guest's agent, kept by a snapshot, cannot do that yet.
     AgentTooOld,
+    /// The guest has no such file or directory.
+    FileNotFound,
+    /// A file of the guest cannot be read, written or changed.
+    FileFailed,
     /// Not enough free space.
     DiskFull,
     /// This host can make no networks for sandboxes.
@@ -115,6 +121,7 @@ impl ErrorCode {
             Self::NotFound => "NOT_FOUND",
             Self::Ambiguous => "AMBIGUOUS",
             Self::NameTaken => "NAME_TAKEN",
+            Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::InvalidState => "INVALID_STATE",
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
@@ -141,6 +148,8 @@ impl ErrorCode {
             Self::SessionNotFound => "SESSION_NOT_FOUND",
             Self::GuestPortClosed => "GUEST_PORT_CLOSED",
             Self::AgentTooOld => "AGENT_TOO_OLD",
+            Self::FileNotFound => "FILE_NOT_FOUND",
+            Self::FileFailed => "FILE_FAILED",
             Self::DiskFull => "DISK_FULL",
             Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
             Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
@@ -172,10 +181,12 @@ impl ErrorCode {
             | Self::Ambiguous => 400,
             Self::NotFound
             | Self::SessionNotFound
+            | Self::FileNotFound
             | Self::ImageNotFound
             | Self::VolumeNotFound
             | Self::NetworkNotFound => 404,
             Self::NameTaken
+            | Self::IdempotencyKeyReused
             | Self::InvalidState
             | Self::PortTaken
             | Self::NetworkInUse
@@ -188,7 +199,8 @@ impl ErrorCode {
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
-            | Self::ExecFailed => 422,
+            | Self::ExecFailed
+            | Self::FileFailed => 422,
             Self::NoEngine
             | Self::BinaryNotFound
             | Self::AgentTooOld
@@ -226,6 +238,7 @@ pub struct Error {
     hint: Option<String>,
     details: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    may_pass: bool,
 }
 
 impl Error {
@@ -238,6 +251,7 @@ impl Error {
             hint: None,
             details: None,
             source: None,
+            may_pass: false,
         }
     }
 
@@ -261,6 +275,17 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Says that the same may succeed when it is tried again.
+    pub(crate) fn that_may_pass(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    /// Whether the same may succeed when it is tried again.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 
     /// The stable code.
@@ -319,6 +344,8 @@ impl From<GuestError> for Error {
                 Refusal::NotFound => ErrorCode::CommandNotFound,
                 Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
                 Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::NoSuchFile => ErrorCode::FileNotFound,
+                Refusal::FileRefused => ErrorCode::FileFailed,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
                 Refusal::PortClosed => ErrorCode::GuestPortClosed,
                 Refusal::TooOld => ErrorCode::AgentTooOld,

@@ -30,6 +30,12 @@ pub struct ExecSpec {
     /// and can be attached to again.
     #[serde(default)]
     pub kill_on_detach: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this client is attached.
+    #[serde(default)]
+    pub keep_timeout: bool,
+    /// End it with all its processes after this long, whether somebody is attached or not.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
 }
 
 /// Size of a terminal in character cells.
@@ -75,15 +81,18 @@ pub enum ExecExit {
     Code(i32),
     /// It was ended by this signal.
     Signal(i32),
+    /// It was ended at its time-out, by this signal.
+    TimedOut(i32),
 }
 
 impl ExecExit {
-    /// As a shell tells it: the status, or 128 + the signal.
+    /// As a shell tells it: the status, 128 + the signal, or 124 at a time-out.
     #[must_use]
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => 128 + signal,
+            Self::TimedOut(_) => 124,
         }
     }
 }

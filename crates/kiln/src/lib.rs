@@ -6,10 +6,12 @@ mod agent;
 mod clock;
 mod config;
 mod console;
+mod doctor;
 mod engines;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod firecracker;
 mod guest;
 mod host;
@@ -22,15 +24,24 @@ mod process;
 mod recover;
 mod sandbox;
 mod store;
+mod usage;
 mod volumes;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
+pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
+pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
 pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream};
+pub use guest::{
+    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream, TreeDownload,
+    TreeUpload,
+};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;
@@ -46,5 +57,9 @@ pub use network::{
     NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
     ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
 };
-pub use sandbox::{SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
+pub use sandbox::{
+    Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,
+    SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
+};
+pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -55,6 +55,13 @@ pub(crate) enum SpawnedIo {
     },
 }
 
+/// Who that is, by the guest's own lists of users; root for an empty text.
+pub(crate) fn resolve_user(user: &str) -> Result<user::User, String> {
+    Users::of(Path::new("/etc"))
+        .resolve(user)
+        .map_err(|error| error.to_string())
+}
+
 /// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
 pub(crate) fn spawn(
     exec: &Exec,

@@ -132,7 +132,12 @@ impl Sessions {
             room: Notify::new(),
             input: Notify::new(),
             changed: Rc::clone(&self.changed),
+            timer: RefCell::default(),
+            timed_out: Cell::new(false),
         });
+        if exec.timeout_ms > 0 {
+            session.limit_to(Duration::from_millis(exec.timeout_ms));
+        }
         self.all.borrow_mut().insert(id, Rc::clone(&session));
         io.pump(&session, exec.stdin);
         Ok(session)

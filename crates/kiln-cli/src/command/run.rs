@@ -1,19 +1,14 @@
 //! `kiln run`.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::ffi::OsString;
 
 use clap::Args;
-use kiln_api::{CreateSandbox, RunRequest};
+use kiln_api::RunRequest;
 
-use super::{image::Pull, network::RunNetworkArgs, shared::CommandArgs, volume::Mount};
+use super::{sandbox_args::SandboxArgs, shared::CommandArgs};
 use crate::{
     Failure, Output,
-    cli::Engine,
-    output::size::Mebibytes,
-    place::{PlaceError, absolute},
+    place::PlaceError,
     session::{self, Purpose},
     start::Daemon,
 };
@@ -23,58 +18,19 @@ use crate::{
 /// Without a command, runs the image's own, or a shell. Ctrl-C reaches the command; a second one removes the sandbox.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Name to find the sandbox by
-    #[arg(long)]
-    name: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "N")]
-    cpus: Option<u8>,
-    /// Memory: MiB, or with a unit: 512M, 2G
-    #[arg(long, short, value_name = "SIZE")]
-    memory: Option<Mebibytes>,
-    /// Size of the sandbox's own disk: MiB, or with a unit
-    #[arg(long, value_name = "SIZE")]
-    disk: Option<Mebibytes>,
-    /// Keep what the guest writes in its memory instead of on a disk
-    #[arg(long, conflicts_with = "disk")]
-    tmpfs: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     command: CommandArgs,
-    /// The guest's host name
-    #[arg(long)]
-    hostname: Option<String>,
     /// Leave the sandbox running in the background and print its id
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
     /// Keep the sandbox when the command ends
     #[arg(long)]
     keep: bool,
-    /// Boot this kernel (vmlinux or bzImage)
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Modules of that kernel
-    #[arg(long, value_name = "DIR", requires = "kernel")]
-    modules: Option<PathBuf>,
-    /// Run although the VMM cannot be confined as it should be
-    #[arg(long)]
-    allow_insecure_vmm: bool,
-    /// Engine to run it on
-    #[arg(long, value_enum, env = "KILN_ENGINE")]
-    engine: Option<Engine>,
-    #[command(flatten)]
-    network: RunNetworkArgs,
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
-    /// A volume, and where the guest has it; of several sandboxes with `:ro`
-    #[arg(long, value_name = "NAME:/PATH[:ro]")]
-    volume: Vec<Mount>,
-    /// When to ask the registry for the image
-    #[arg(long, value_enum, value_name = "WHEN")]
-    pull: Option<Pull>,
-    /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
-    #[arg(long, value_name = "NAME")]
-    runtime: Option<String>,
     /// Run this instead of the image's entrypoint and command; "" runs just COMMAND
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -90,18 +46,7 @@ impl RunArgs {
     /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
     /// it with `--runtime`, which names one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.runtime.is_some() {
-            self.words.splice(..0, self.image.take());
-            return;
-        }
-        let Some(image) = &self.image else { return };
-        // All that follows the image is the command, word for word, so it is counted from the end.
-        let mut before = typed.iter().rev().skip(self.words.len());
-        let is_image = before
-            .next()
-            .is_some_and(|word| word.to_str() == Some(image));
-        let after_dashes = before.next().is_some_and(|word| word == "--");
-        if is_image && after_dashes {
+        if self.sandbox.names_runtime() || first_is_command(&self.image, &self.words, typed) {
             self.words.splice(..0, self.image.take());
         }
     }
@@ -113,23 +58,7 @@ impl RunArgs {
         if self.detach {
             exec.stdin = false;
         }
-        let sandbox = CreateSandbox {
-            name: self.name,
-            image: self.image.map(image).transpose()?,
-            runtime: self.runtime,
-            pull: self.pull.map(Into::into),
-            engine: self.engine.map(Into::into),
-            vcpus: self.cpus,
-            mem_mib: self.memory.map(Mebibytes::as_u32),
-            disk_mib: self.disk.map(Mebibytes::as_u64),
-            tmpfs: self.tmpfs,
-            volumes: self.volume.into_iter().map(Into::into).collect(),
-            kernel: self.kernel.as_deref().map(host_path).transpose()?,
-            modules: self.modules.as_deref().map(host_path).transpose()?,
-            hostname: self.hostname,
-            allow_insecure_vmm: self.allow_insecure_vmm,
-            network: Some(self.network.request()),
-        };
+        let sandbox = self.sandbox.request(self.image)?;
         Ok(RunRequest {
             sandbox,
             exec,
@@ -140,18 +69,19 @@ impl RunArgs {
     }
 }
 
-/// What looks like a path is one, also to the daemon, which stands elsewhere.
-fn image(image: String) -> Result<String, PlaceError> {
-    let path = Path::new(&image);
-    if image.starts_with('.') || path.exists() {
-        host_path(path)
-    } else {
-        Ok(image)
-    }
-}
-
-fn host_path(path: &Path) -> Result<String, PlaceError> {
-    Ok(absolute(path)?.to_string_lossy().into_owned())
+/// Whether the word in the image's place stands behind `--`, and so is the command.
+pub(super) fn first_is_command(
+    image: &Option<String>,
+    words: &[String],
+    typed: &[OsString],
+) -> bool {
+    let Some(image) = image else { return false };
+    // All that follows the image is the command, word for word, so it is counted from the end.
+    let mut before = typed.iter().rev().skip(words.len());
+    let is_image = before
+        .next()
+        .is_some_and(|word| word.to_str() == Some(image));
+    is_image && before.next().is_some_and(|word| word == "--")
 }
 
 pub(crate) async fn run(
@@ -174,6 +104,8 @@ pub(crate) async fn run(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::cli::{Cli, Command};
 
@@ -249,6 +181,10 @@ mod tests {
             "kiln run --network-policy open",
             "kiln run --rule permit",
             "kiln run --default-action drop",
+            "kiln run --timeout 0 img",
+            "kiln run --timeout 5x img",
+            "kiln run --restart sometimes img",
+            "kiln run --label =x img",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -292,6 +228,24 @@ mod tests {
         assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);
         assert_eq!(policy.publish, ["80:8080", "53:53/udp"]);
         assert_eq!(policy.bandwidth.upload.as_deref(), Some("1mbit"));
+    }
+
+    #[test]
+    fn b1_8_b1_9_time_outs_labels_and_policy_arrive() {
+        let sandbox = request(
+            "kiln run -d --timeout 2h30m --idle-timeout 10m --label a=b --label c --project p \
+             --restart on-failure:3 img",
+        )
+        .sandbox;
+        assert_eq!(sandbox.timeout_ms, Some(9_000_000));
+        assert_eq!(sandbox.idle_timeout_ms, Some(600_000));
+        assert_eq!(
+            (sandbox.labels["a"].as_str(), sandbox.labels["c"].as_str()),
+            ("b", "")
+        );
+        assert_eq!(sandbox.project.as_deref(), Some("p"));
+        assert_eq!(sandbox.restart.as_deref(), Some("on-failure:3"));
+        assert!(request("kiln run -d --rm img").sandbox.remove_on_stop);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 mod exec;
+mod files;
 mod host;
 mod images;
 mod logs;
@@ -15,7 +16,7 @@ mod volumes;
 
 use axum::{
     Router, middleware,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use kiln::Host;
 
@@ -44,10 +45,16 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         )
         .route(
             "/v1/sandboxes/{key}",
-            get(sandboxes::get).delete(sandboxes::remove),
+            get(sandboxes::get)
+                .patch(sandboxes::update)
+                .delete(sandboxes::remove),
         )
         .route("/v1/sandboxes/{key}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{key}/stop", post(sandboxes::stop))
+        .route("/v1/sandboxes/{key}/restart", post(sandboxes::restart))
+        .route("/v1/sandboxes/{key}/pause", post(sandboxes::pause))
+        .route("/v1/sandboxes/{key}/resume", post(sandboxes::resume))
+        .route("/v1/sandboxes/{key}/wait", get(sandboxes::wait))
         .route("/v1/sandboxes/{key}/logs", get(logs::read))
         .route(
             "/v1/sandboxes/{key}/network",
@@ -61,6 +68,9 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             "/v1/sandboxes/{key}/sessions/{session}/attach",
             get(exec::attach),
         )
+        .route("/v1/sandboxes/{key}/stats", get(sandboxes::stats))
+        .route("/v1/sandboxes/{key}/sessions/{session}", delete(exec::kill))
+        .merge(files::routes())
         .merge(images::routes())
         .merge(volumes::routes())
         .merge(named_networks::routes())

@@ -102,10 +102,13 @@ fn ended(error: yamux::ConnectionError) -> ConnectionError {
     }
 }
 
+/// Reading side of a stream.
+pub(super) type Reader = FrameReader<ReadHalf<yamux::Stream>>;
+
 /// Both sides of one operation's stream.
 #[derive(Debug)]
 pub(super) struct Operation {
-    pub(super) reader: FrameReader<ReadHalf<yamux::Stream>>,
+    pub(super) reader: Reader,
     pub(super) writer: FrameWriter<WriteHalf<yamux::Stream>>,
     _permit: OwnedSemaphorePermit,
 }

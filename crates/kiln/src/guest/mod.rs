@@ -8,6 +8,7 @@
 
 mod connection;
 mod error;
+mod files;
 mod link;
 mod meet;
 mod port;
@@ -28,6 +29,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use error::{GuestError, Refusal};
+pub use files::{TreeDownload, TreeUpload};
 pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
@@ -126,6 +128,18 @@ pub struct GuestStats {
     pub processes: u32,
     /// Load of the last minute.
     pub load1: f32,
+    /// Time that its processors have worked, all together.
+    pub cpu_busy: Duration,
+    /// Its processors.
+    pub cpus: u32,
+    /// Size of its root file system.
+    pub disk_total_kib: u64,
+    /// Of it, in use.
+    pub disk_used_kib: u64,
+    /// Bytes received by its interfaces.
+    pub net_rx_bytes: u64,
+    /// Bytes sent.
+    pub net_tx_bytes: u64,
 }
 
 /// The connection to one guest's agent. Clones are the same link; it ends with
@@ -321,6 +335,12 @@ impl GuestLink {
                 sessions_ended: stats.sessions_ended,
                 processes: stats.processes,
                 load1: stats.load1_centi as f32 / 100.0,
+                cpu_busy: Duration::from_millis(stats.cpu_busy_ms),
+                cpus: stats.cpus,
+                disk_total_kib: stats.disk_total_kib,
+                disk_used_kib: stats.disk_used_kib,
+                net_rx_bytes: stats.net_rx_bytes,
+                net_tx_bytes: stats.net_tx_bytes,
             }),
             _ => Err(GuestError::Protocol("it answers stats with something else")),
         }
@@ -466,4 +486,4 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -78,7 +78,7 @@ async fn run_phases(
     disks.extend(shared.volumes.disks(&row.spec).await?);
     let prepared = began.elapsed();
 
-    let turn = unless(cancel, row, shared.boot_turn()).await?;
+    let turn = unless(cancel, row, shared.boot_turn(row)).await?;
     let spawning = Instant::now();
     let jail = confine::jail(shared, &row.id).await?;
     let owner = tap_owner(jail.as_ref());
@@ -342,7 +342,12 @@ fn died_while_booting(machine: &dyn Machine, exit: kiln_vmm::Exit) -> Error {
         Some(words) => format!("the guest died while it booted: {words}"),
         None => format!("the VMM ended while the guest booted ({exit:?})"),
     };
-    Error::new(ErrorCode::StartFailed, message).with_details(output(&diagnostics))
+    let failure = Error::new(ErrorCode::StartFailed, message).with_details(output(&diagnostics));
+    match stop::last_words(&diagnostics.console) {
+        // A guest that said why it died would die of that again.
+        Some(_) => failure,
+        None => failure.that_may_pass(),
+    }
 }
 
 fn never_dialled(machine: &dyn Machine, deadline: Duration) -> Error {
@@ -377,7 +382,9 @@ fn spawn_failed(error: SpawnError) -> Error {
             let message = "the VMM cannot be limited: control groups are hidden from Kiln";
             Error::new(ErrorCode::CgroupsHidden, message).with_source(error)
         }
-        _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM").with_source(error),
+        _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM")
+            .with_source(error)
+            .that_may_pass(),
     }
 }
 

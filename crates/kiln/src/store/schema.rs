@@ -35,6 +35,7 @@ const STEPS: &[&str] = &[
     "ALTER TABLE sandboxes ADD COLUMN image_config TEXT;",
     NETWORKS,
     NAMED_NETWORKS,
+    LIFECYCLE,
 ];
 
 /// Who has which slot of the address pool; and one row while there may be something of this data
@@ -84,6 +85,20 @@ const NAMED_NETWORKS: &str = "
     INSERT INTO network_leases (slot, sandbox, record)
         SELECT slot, sandbox, record FROM leases_of_sandboxes;
     DROP TABLE leases_of_sandboxes;
+";
+
+/// When a sandbox's time-out ends it and what its restart policy goes by; and which request made
+/// which sandbox, so that a request that is repeated makes no second one.
+const LIFECYCLE: &str = "
+    ALTER TABLE sandboxes ADD COLUMN expires_at_ms INTEGER;
+    ALTER TABLE sandboxes ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sandboxes ADD COLUMN wants_running INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sandboxes ADD COLUMN main_session INTEGER;
+    CREATE TABLE idempotency_keys (
+        key     TEXT PRIMARY KEY NOT NULL,
+        request TEXT NOT NULL,
+        sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE
+    ) STRICT;
 ";
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
@@ -154,6 +169,57 @@ mod tests {
             .query_row("SELECT count(*) FROM network_leases", [], |row| row.get(0))
             .expect("count");
         assert_eq!(left, 0, "it goes with its sandbox");
+    }
+
+    /// What a release with that schema wrote for a sandbox that ran; the columns of each step.
+    fn written_by(version: usize) -> Connection {
+        let connection = Connection::open_in_memory().expect("sqlite");
+        connection
+            .pragma_update(None, "foreign_keys", true)
+            .expect("keys");
+        for step in &STEPS[..version] {
+            connection.execute_batch(step).expect("step");
+        }
+        connection
+            .pragma_update(None, "user_version", version)
+            .expect("version");
+        let row = r#"INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
+                machine, reason, warnings, timings, created_at_ms, started_at_ms)
+            VALUES ('abcdefghijkl', 'web', '{"name":"web","image":null,"engine":"auto","vcpus":2,
+                "mem_mib":256,"disk_mib":1024,"tmpfs":false,"kernel":null,"modules":null,
+                "hostname":null,"ephemeral":false}', 'debian', NULL, 'stopped', NULL, '"qemu"',
+                NULL, 'stopped on request', '["slow"]', NULL, 5, 6)"#;
+        connection.execute(row, []).expect("row");
+        if version > 1 {
+            let lease = "INSERT INTO uid_leases (sandbox, uid) VALUES ('abcdefghijkl', 70000)";
+            connection.execute(lease, []).expect("lease");
+        }
+        connection
+    }
+
+    #[test]
+    fn b2_6_a_store_of_every_older_version_is_brought_up_to_date() {
+        for version in 1..STEPS.len() {
+            let mut connection = written_by(version);
+            migrate(&mut connection).unwrap_or_else(|error| panic!("{version}: {error}"));
+            let tx = connection.transaction().expect("transaction");
+            let rows = super::super::Sandboxes(&tx).all();
+            let rows = rows.unwrap_or_else(|error| panic!("{version}: {error}"));
+            let [row] = &rows[..] else {
+                panic!("{version}: {rows:?}")
+            };
+            assert_eq!(row.spec.name.as_deref(), Some("web"));
+            assert_eq!((row.spec.vcpus, row.spec.mem_mib), (2, 256));
+            assert_eq!(row.state, crate::SandboxState::Stopped);
+            assert_eq!((row.restarts, row.wants_running), (0, false));
+            assert_eq!((row.expires_at_ms, row.spec.timeout_ms), (None, None));
+            let uids: u32 = tx
+                .query_row("SELECT count(*) FROM uid_leases", [], |row| row.get(0))
+                .expect("leases");
+            assert_eq!(uids, u32::from(version > 1), "leases are kept");
+            // And it is as good as a new one: every column can be written.
+            super::super::Sandboxes(&tx).update(row).expect("update");
+        }
     }
 
     #[test]

@@ -170,6 +170,7 @@ async fn lie_about_output(writer: &mut Writer, lie: Lie) {
         _ => Some(Kind::Exited(Exited {
             code: 0,
             signal: 4_000_000_000,
+            timed_out: false,
         })),
     };
     for n in 0.. {

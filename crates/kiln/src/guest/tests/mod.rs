@@ -2,10 +2,11 @@
 
 mod bulk;
 mod commands;
+mod files;
 mod hostile;
 mod lab;
 mod links;
 mod machine;
 mod ports;
 mod proxy;
-mod support;
+pub(crate) mod support;

@@ -1,0 +1,105 @@
+//! What `run` and `create` take alike: the sandbox itself.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use kiln_api::CreateSandbox;
+
+use super::{image::Pull, lifetime::LifetimeArgs, network::RunNetworkArgs, volume::Mount};
+use crate::{
+    cli::Engine,
+    output::size::Mebibytes,
+    place::{PlaceError, absolute},
+};
+
+/// The sandbox to make.
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Name to find the sandbox by
+    #[arg(long)]
+    name: Option<String>,
+    /// Virtual processors
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// Memory: MiB, or with a unit: 512M, 2G
+    #[arg(long, short, value_name = "SIZE")]
+    memory: Option<Mebibytes>,
+    /// Size of the sandbox's own disk: MiB, or with a unit
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<Mebibytes>,
+    /// Keep what the guest writes in its memory instead of on a disk
+    #[arg(long, conflicts_with = "disk")]
+    tmpfs: bool,
+    /// The guest's host name
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Boot this kernel (vmlinux or bzImage)
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Modules of that kernel
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// Run although the VMM cannot be confined as it should be
+    #[arg(long)]
+    allow_insecure_vmm: bool,
+    /// Engine to run it on
+    #[arg(long, value_enum, env = "KILN_ENGINE")]
+    engine: Option<Engine>,
+    #[command(flatten)]
+    network: RunNetworkArgs,
+    /// A volume, and where the guest has it; of several sandboxes with `:ro`
+    #[arg(long, value_name = "NAME:/PATH[:ro]")]
+    volume: Vec<Mount>,
+    /// When to ask the registry for the image
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pull: Option<Pull>,
+    /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
+    #[command(flatten)]
+    lifetime: LifetimeArgs,
+}
+
+impl SandboxArgs {
+    /// Whether a runtime is named, which takes the image's place.
+    pub(super) fn names_runtime(&self) -> bool {
+        self.runtime.is_some()
+    }
+
+    /// What is asked of the daemon.
+    pub(super) fn request(self, of_image: Option<String>) -> Result<CreateSandbox, PlaceError> {
+        let request = CreateSandbox {
+            name: self.name,
+            image: of_image.map(image).transpose()?,
+            runtime: self.runtime,
+            pull: self.pull.map(Into::into),
+            engine: self.engine.map(Into::into),
+            vcpus: self.cpus,
+            mem_mib: self.memory.map(Mebibytes::as_u32),
+            disk_mib: self.disk.map(Mebibytes::as_u64),
+            tmpfs: self.tmpfs,
+            volumes: self.volume.into_iter().map(Into::into).collect(),
+            kernel: self.kernel.as_deref().map(host_path).transpose()?,
+            modules: self.modules.as_deref().map(host_path).transpose()?,
+            hostname: self.hostname,
+            allow_insecure_vmm: self.allow_insecure_vmm,
+            network: Some(self.network.request()),
+            ..CreateSandbox::default()
+        };
+        Ok(self.lifetime.apply(request))
+    }
+}
+
+/// What looks like a path is one, also to the daemon, which stands elsewhere.
+fn image(image: String) -> Result<String, PlaceError> {
+    let path = Path::new(&image);
+    if image.starts_with('.') || path.exists() {
+        host_path(path)
+    } else {
+        Ok(image)
+    }
+}
+
+fn host_path(path: &Path) -> Result<String, PlaceError> {
+    Ok(absolute(path)?.to_string_lossy().into_owned())
+}
