@@ -18,7 +18,7 @@ use kiln_agent_proto::prefixed::Prefixed;
 use kiln_agent_proto::request::receive;
 use kiln_agent_proto::version::{VersionRange, negotiate};
 
-use crate::fd::Fd;
+use crate::fd::{Failure, Fd};
 use crate::files;
 use crate::forward;
 use crate::identity;
@@ -67,7 +67,15 @@ pub(crate) async fn serve(service: Rc<Service>, transport: Transport) -> Infalli
 
 /// One connection; an error when it did not come to a session.
 async fn connection(service: &Rc<Service>, transport: &Transport) -> io::Result<()> {
-    let mut fd = transport.dial().await?;
+    let fd = transport.dial().await?;
+    let failure = Failure::of(&fd)?;
+    tokio::select! {
+        outcome = session(service, transport, fd) => outcome,
+        error = failure.happened() => Err(error),
+    }
+}
+
+async fn session(service: &Rc<Service>, transport: &Transport, mut fd: Fd) -> io::Result<()> {
     let rest = handshake(&mut fd, transport).await?;
     let mut config = yamux::Config::default();
     // No window grows beyond the first one: memory is bounded by the number of streams.

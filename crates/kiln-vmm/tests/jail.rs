@@ -20,7 +20,7 @@ use kiln_vmm::firecracker::FirecrackerEngine;
 use kiln_vmm::jail::{Breach, JailSpec};
 use kiln_vmm::qemu::QemuEngine;
 use kiln_vmm::{
-    Acceleration, Engine, MachineError, MachineRecord, MachineSpec, MachineState, SpawnError,
+    Acceleration, Code, Engine, MachineError, MachineRecord, MachineSpec, MachineState, SpawnError,
     SpecFault, listen_for_agent,
 };
 use rustix::process::Signal;
@@ -270,6 +270,45 @@ async fn b5_2_a_jailed_qemu_is_confined_and_leaves_nothing() {
     bench.nothing_is_left(&record);
 }
 
+/// The host's node is root's alone on many hosts: the VMM has one of its own, and no other group.
+/// Where KVM only emulates, QEMU gives up later; that it may open the device is what counts here.
+#[tokio::test]
+async fn b5_1_a_jailed_qemu_may_open_kvm() {
+    let test = "b5_1_a_jailed_qemu_may_open_kvm";
+    let program = std::env::var_os("KILN_QEMU")
+        .map_or_else(|| "/usr/bin/qemu-system-x86_64".into(), PathBuf::from);
+    let cache = Place::new();
+    let opened = QemuEngine::open(&program, Acceleration::Kvm, &cache.cache()).await;
+    let (Ok(engine), true) = (opened, fit(test)) else {
+        eprintln!("SKIPPED: {test}: no QEMU, or see above");
+        return;
+    };
+    if std::fs::File::open("/dev/kvm").is_err() {
+        eprintln!("SKIPPED: {test}: no /dev/kvm");
+        return;
+    }
+    let bench = Bench::of(Box::new(engine));
+    let machine = bench.spawned(&bench.spec(Then::Stay)).await;
+    let outcome = machine.boot().await;
+    let said = machine.diagnostics().vmm_output;
+    assert!(
+        !said.contains("Could not access KVM"),
+        "{outcome:?}: {said}"
+    );
+    assert!(!said.contains("Permission denied"), "{outcome:?}: {said}");
+    if outcome.is_ok() {
+        let confinement = machine.confinement().unwrap();
+        assert_eq!(confinement.breaches(), Vec::<Breach>::new());
+        // A mount namespace is no root of its own.
+        assert!(!confinement.own_root);
+    }
+    let record = machine.record().clone();
+    machine.close(Duration::ZERO).await.unwrap();
+    bench.nothing_is_left(&record);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("/dev/kvm"), "the host sees it: {mounts}");
+}
+
 /// A daemon that dies, another that takes over, and one that cannot: `kill -9` of everything.
 #[tokio::test]
 async fn a_jailed_machine_is_adopted_and_one_that_cannot_be_is_discarded() {
@@ -349,6 +388,38 @@ async fn a4_1_a_spawn_that_fails_leaves_no_jail() {
     let spec = bench.spec(Then::Stay);
     let error = refused(&engine, &spec).await;
     assert!(matches!(error, SpawnError::Program { .. }), "{error:?}");
+    assert_eq!(bench.jails(), Vec::<PathBuf>::new());
+    assert_eq!(bench.place.left(), Vec::<String>::new());
+}
+
+/// As under `ip netns exec`, whose `/sys` is a fresh one.
+#[tokio::test]
+async fn b5_2_without_control_groups_nothing_is_started_and_the_error_says_why() {
+    let test = "b5_2_without_control_groups_nothing_is_started_and_the_error_says_why";
+    if firecracker(test).await.is_none() {
+        return;
+    }
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-ec"])
+        .arg("mount -t tmpfs none /sys/fs/cgroup; exec \"$0\" \"$@\"")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "inside_hidden"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "runs inside the test above"]
+async fn inside_hidden() {
+    let program = std::env::var_os("KILN_FIRECRACKER").unwrap();
+    let engine = FirecrackerEngine::open(program.as_ref()).await.unwrap();
+    let bench = Bench::of(Box::new(engine));
+    let error = refused(&*bench.engine, &bench.spec(Then::Stay)).await;
+    assert_eq!(error.code(), Code::CgroupsHidden, "{error:?}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("ip netns exec"), "{cause}");
     assert_eq!(bench.jails(), Vec::<PathBuf>::new());
     assert_eq!(bench.place.left(), Vec::<String>::new());
 }

@@ -24,6 +24,8 @@ enum Need {
     KilnData,
     /// The tests of this file of `kiln-net`, in `/tests`.
     NetTests(&'static str),
+    /// The unit tests of this crate, in `/tests`.
+    UnitTests(&'static str),
 }
 
 impl Need {
@@ -35,7 +37,7 @@ impl Need {
             Self::KilnData if super::kiln_data().is_empty() => {
                 Some("there is no kernel and image yet; cargo xtask demo makes them")
             }
-            Self::Firecracker | Self::KilnData | Self::NetTests(_) => None,
+            Self::Firecracker | Self::KilnData | Self::NetTests(_) | Self::UnitTests(_) => None,
         }
     }
 }
@@ -93,6 +95,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         exit_code: 0,
         says: "test result: ok",
     },
+    Scenario {
+        name: "a Linux guest in Firecracker: metadata, drives, balloon, snapshots, pages, jail",
+        command: &[
+            "sh",
+            "-ec",
+            "KILN_LAB=1 /tests/kiln --nocapture --exact \
+             guest::tests::lab::a_linux_guest_on_the_real_firecracker",
+        ],
+        needs: &[Need::Firecracker, Need::KilnData, Need::UnitTests("kiln")],
+        exit_code: 0,
+        says: "all of Firecracker held\n",
+    },
 ];
 
 /// A test that finds no WireGuard in its kernel says so: here there is one.
@@ -130,8 +144,16 @@ echo all held
 
 /// Builds a file of tests; where its program is.
 fn net_tests(file: &str) -> Result<PathBuf, LabError> {
+    built(file, &["-p", "kiln-net", "--test", file])
+}
+
+/// Builds the unit tests of a crate, optimised: in the lab the rest would take minutes.
+fn unit_tests(package: &str) -> Result<PathBuf, LabError> {
+    built(package, &["--release", "-p", package, "--lib"])
+}
+
+fn built(file: &str, of: &[&str]) -> Result<PathBuf, LabError> {
     let build = ["test", "--locked", "--no-run", "--message-format=json"];
-    let of = ["-p", "kiln-net", "--test", file];
     let told = step::capture(step::cargo(build).args(of))?;
     let built = String::from_utf8_lossy(&told)
         .lines()
@@ -150,9 +172,12 @@ impl Scenario {
         }
         let mut tests = Vec::new();
         for need in self.needs {
-            if let Need::NetTests(file) = need {
-                tests.push(format!("{}:/tests/{file}", net_tests(file)?.display()));
-            }
+            let (name, program) = match need {
+                Need::NetTests(file) => (file, net_tests(file)?),
+                Need::UnitTests(package) => (package, unit_tests(package)?),
+                Need::Firecracker | Need::KilnData => continue,
+            };
+            tests.push(format!("{}:/tests/{name}", program.display()));
         }
         let options = Options {
             mem_mib: 1536,

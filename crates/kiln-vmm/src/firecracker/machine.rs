@@ -26,7 +26,7 @@ use super::requests::{
     memory_hotplug, mmds_config, network_interface,
 };
 use super::snapshot::Load;
-use super::version::Version;
+use super::version::{Version, resume_wedges};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, FIRST_CALL, Instance};
@@ -360,6 +360,9 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn resume(&self) -> Result<(), MachineError> {
+        if self.agent && resume_wedges(self.known.version) {
+            self.reset_connections().await?;
+        }
         let (from, to) = (MachineState::Paused, MachineState::Running);
         self.change("resume", "resuming", VmState::Resumed, from, to)
             .await

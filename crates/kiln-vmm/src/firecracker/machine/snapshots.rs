@@ -1,6 +1,6 @@
 //! Snapshots of one Firecracker: loaded at its start, made while it is paused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::firecracker::config::{
 };
 use crate::firecracker::snapshot::{Load, Written};
 use crate::firecracker::version::diff_corrupts;
-use crate::instance::FIRST_CALL;
+use crate::instance::{CallError, FIRST_CALL};
 use crate::jail::{Filtered, give_to};
 use crate::machine::{MachineSpec, MachineState};
 use crate::snapshot::{
@@ -78,6 +78,32 @@ impl FirecrackerMachine {
         .await?;
         *self.last_snapshot() = Some(target.dir.clone());
         Ok(manifest)
+    }
+
+    /// Makes Firecracker tell the guest, when it goes on, that its connections are gone.
+    ///
+    /// It does so whenever it saves the state of its devices, and only then lets connections live
+    /// on in the versions where a plain resume would hang them. The state is saved before it is
+    /// written, so a snapshot that cannot be written is all that it takes.
+    pub(super) async fn reset_connections(&self) -> Result<(), MachineError> {
+        let call = "resume";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        let client = self.client(call)?;
+        let nowhere = Path::new("/nonexistent");
+        let request = SnapshotCreate {
+            mem_file_path: nowhere.join(MEMORY),
+            snapshot_path: nowhere.join(STATE),
+            snapshot_type: Some(SnapshotType::Full),
+            mem_mib: 0,
+        };
+        let asked = async {
+            match send(&client, &request).await {
+                Ok(()) | Err(CallError::Refused { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        self.instance.call(call, "resuming", asked).await
     }
 
     fn last_snapshot(&self) -> MutexGuard<'_, Option<PathBuf>> {

@@ -4,6 +4,7 @@ mod bulk;
 mod commands;
 mod files;
 mod hostile;
+mod lab;
 mod links;
 mod machine;
 mod ports;
