@@ -106,6 +106,13 @@ pub struct Exec {
     /// End it when its client goes away.
     #[prost(bool, tag = "7")]
     pub kill_on_detach: bool,
+    /// Make the working directory if it is missing.
+    #[prost(bool, tag = "20")]
+    pub make_cwd: bool,
+    /// It is the guest's main process: when the guest is to end, it gets this signal first and
+    /// time to end; 0 if it is like any other.
+    #[prost(uint32, tag = "21")]
+    pub stop_signal: u32,
 }
 
 /// One environment variable.

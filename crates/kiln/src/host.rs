@@ -22,7 +22,7 @@ use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
 use crate::sandbox::driver::{self, Command, DriverHandle, View};
-use crate::sandbox::{SandboxInfo, SandboxSpec, SandboxState, random_id};
+use crate::sandbox::{InitSystem, SandboxInfo, SandboxSpec, SandboxState, random_id};
 use crate::store::{SandboxRow, Sandboxes, Store};
 use crate::volumes::Volumes;
 
@@ -257,8 +257,8 @@ impl Host {
     pub async fn exec(&self, key: &str, spec: &ExecSpec) -> Result<ExecSession, Error> {
         let link = self.link(key, "exec in")?;
         let config = self.view(key)?.row.image_config.clone();
-        let spec = process::complete(config.as_ref(), spec)?;
-        Ok(link.exec(&spec).await?)
+        let completed = process::complete(config.as_ref(), spec)?;
+        Ok(link.exec_completed(&completed).await?)
     }
 
     /// What the main process of a sandbox is, when these words were given for it: the image's
@@ -275,6 +275,8 @@ impl Host {
     ) -> Result<Option<Vec<String>>, Error> {
         let view = self.view(key)?;
         let config = view.row.image_config.as_ref();
+        // An image that brings its own init says with its command how to start that.
+        let config = config.filter(|_| view.row.spec.init == InitSystem::Kiln);
         Ok(process::main_command(config, entrypoint, words))
     }
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use kiln_image::Runtimes;
 use kiln_image::library::LibraryConfig;
-use kiln_image::oci::{Reference, ReferenceError};
+use kiln_image::oci::{Platform, PlatformError, Reference, ReferenceError};
 use kiln_image::registry::{Patience, RegistrySetting, RegistrySettings};
 use serde::Deserialize;
 
+use crate::base_images::BaseImageSettings;
 use crate::error::{Error, ErrorCode};
 use crate::sandbox::SandboxSpec;
 
@@ -60,6 +61,29 @@ pub(crate) fn reference(text: &str, runtimes: &Runtimes) -> Result<Reference, Er
     })
 }
 
+/// The platform of that name; this host's when there is none.
+pub(crate) fn platform(text: Option<&str>) -> Result<Platform, Error> {
+    let Some(text) = text else {
+        return Ok(Platform::host());
+    };
+    text.parse().map_err(|source: PlatformError| {
+        Error::new(ErrorCode::InvalidSpec, source.to_string())
+            .with_hint("a platform is like linux/amd64 or linux/arm64")
+    })
+}
+
+/// What is wrong with the platform of a sandbox, which this host's processor has to run.
+pub(crate) fn platform_fault(text: &str) -> Option<String> {
+    match platform(Some(text)) {
+        Err(error) => Some(error.message()),
+        Ok(wanted) if !Platform::host().accepts(&wanted) => Some(format!(
+            "platform {wanted} does not run here: this host runs {}",
+            Platform::host()
+        )),
+        Ok(_) => None,
+    }
+}
+
 /// The file `images.json` in the data directory: what the host's owner decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -70,6 +94,8 @@ pub(crate) struct ImageSettings {
     patience: Patience,
     /// Runtimes besides the built-in ones, or in their place.
     runtimes: BTreeMap<String, Reference>,
+    /// Kernels with root filesystems.
+    base_images: BaseImageSettings,
 }
 
 impl ImageSettings {
@@ -79,7 +105,7 @@ impl ImageSettings {
         match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| {
                 failed(format!("{} is not understood: {error}", path.display()))
-                    .with_hint("its fields are `registries`, `patience` and `runtimes`")
+                    .with_hint("docs/images.md lists its fields")
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(failed(format!("cannot read {}", path.display())).with_source(error)),
@@ -94,6 +120,10 @@ impl ImageSettings {
             },
             ..LibraryConfig::default()
         }
+    }
+
+    pub(crate) fn base_images(&self) -> BaseImageSettings {
+        self.base_images.clone()
     }
 
     pub(crate) fn runtimes(&self) -> Runtimes {

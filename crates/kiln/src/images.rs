@@ -16,8 +16,19 @@ use kiln_image::{ImageId, Progress};
 
 use crate::error::{Error, ErrorCode};
 use crate::host::{Host, Shared};
-use crate::image_choice::reference;
+use crate::image_choice::{platform, reference};
 use crate::sandbox::SandboxState;
+
+/// What to fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullImage {
+    /// The image's name, or a runtime's.
+    pub image: String,
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// Which of its builds: `linux/arm64`; this host's own when unset.
+    pub platform: Option<String>,
+}
 
 /// What to take into the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,14 +79,15 @@ impl Host {
     /// [`ErrorCode::ImageFailed`], [`ErrorCode::DiskFull`].
     pub async fn pull_image(
         &self,
-        name: &str,
-        policy: PullPolicy,
+        pull: PullImage,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageInfo, Error> {
+        let name = reference(&pull.image, self.shared.materials.runtimes())?;
         let request = PullRequest {
-            policy,
+            policy: pull.policy,
             keyring: Keyring::of_user(),
-            ..PullRequest::new(reference(name, self.shared.materials.runtimes())?)
+            platform: platform(pull.platform.as_deref())?,
+            ..PullRequest::new(name)
         };
         self.library(move |library| library.pull(&request, progress.as_ref()))
             .await

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Args;
-use kiln_api::{CreateSandbox, RunRequest};
+use clap::{Args, ValueEnum};
+use kiln_api::{CreateSandbox, InitSystem, RunRequest};
 
 use super::{image::Pull, network::RunNetworkArgs, shared::CommandArgs, volume::Mount};
 use crate::{
@@ -75,22 +75,49 @@ pub(crate) struct RunArgs {
     /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
     #[arg(long, value_name = "NAME")]
     runtime: Option<String>,
+    /// Boot a base image, kernel and all: latest, lts, hosted, debian, or the id of one that is here
+    #[arg(long, value_name = "PRESET|ID", conflicts_with_all = ["runtime", "kernel"])]
+    bundle: Option<String>,
+    /// Which of the image's builds, such as linux/amd64
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
+    /// Process 1 of the guest: Kiln's agent, or the image's own init, be it systemd or another
+    #[arg(long, value_enum, value_name = "WHO")]
+    init: Option<Init>,
     /// Run this instead of the image's entrypoint and command; "" runs just COMMAND
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, or with --runtime, after `--`
+    /// Command and its arguments; without an image, or with --runtime or --bundle, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
 
+/// Process 1 of a guest.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Init {
+    /// Kiln's agent.
+    Kiln,
+    /// The image's own.
+    Systemd,
+}
+
+impl From<Init> for InitSystem {
+    fn from(init: Init) -> Self {
+        match init {
+            Init::Kiln => Self::Kiln,
+            Init::Systemd => Self::Systemd,
+        }
+    }
+}
+
 impl RunArgs {
     /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
-    /// it with `--runtime`, which names one.
+    /// it with `--runtime` or `--bundle`, which name one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.runtime.is_some() {
+        if self.runtime.is_some() || self.bundle.is_some() {
             self.words.splice(..0, self.image.take());
             return;
         }
@@ -117,6 +144,9 @@ impl RunArgs {
             name: self.name,
             image: self.image.map(image).transpose()?,
             runtime: self.runtime,
+            bundle: self.bundle,
+            platform: self.platform,
+            init: self.init.map(Into::into),
             pull: self.pull.map(Into::into),
             engine: self.engine.map(Into::into),
             vcpus: self.cpus,
@@ -245,6 +275,9 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
+            "kiln run --bundle lts --kernel /k",
+            "kiln run --bundle lts --runtime base",
+            "kiln run --init upstart",
             "kiln run --network bridge",
             "kiln run --network-policy open",
             "kiln run --verify-hosts",
@@ -303,6 +336,11 @@ mod tests {
         }
         let dashed = request("kiln run --runtime base -- ls -l").exec.argv;
         assert_eq!(dashed, words("ls -l"));
+        let bundle = request("kiln run --bundle lts --platform linux/amd64 --init systemd true");
+        assert_eq!(bundle.sandbox.bundle.as_deref(), Some("lts"));
+        assert_eq!(bundle.sandbox.platform.as_deref(), Some("linux/amd64"));
+        assert_eq!(bundle.sandbox.init, Some(InitSystem::Systemd));
+        assert_eq!(bundle.exec.argv, words("true"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());
     }

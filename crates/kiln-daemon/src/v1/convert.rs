@@ -10,7 +10,10 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         name: request.name,
         image: request.image,
         runtime: request.runtime,
+        bundle: request.bundle,
         pull: request.pull.map_or(default.pull, pull_policy),
+        platform: request.platform,
+        init: request.init.map_or(default.init, init_system),
         engine: request.engine.map_or(default.engine, engine_preference),
         vcpus: request.vcpus.unwrap_or(default.vcpus),
         mem_mib: request.mem_mib.unwrap_or(default.mem_mib),
@@ -25,6 +28,13 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         network: request
             .network
             .map_or(default.network, super::networks::spec),
+    }
+}
+
+fn init_system(init: kiln_api::InitSystem) -> kiln::InitSystem {
+    match init {
+        kiln_api::InitSystem::Kiln => kiln::InitSystem::Kiln,
+        kiln_api::InitSystem::Systemd => kiln::InitSystem::Systemd,
     }
 }
 
@@ -86,6 +96,7 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         }),
         stdin: request.stdin,
         kill_on_detach: request.kill_on_detach,
+        main: false,
     }
 }
 
@@ -212,7 +223,7 @@ fn image_config(config: kiln::ImageConfig) -> kiln_api::ImageConfig {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

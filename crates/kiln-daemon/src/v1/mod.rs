@@ -1,5 +1,6 @@
 //! What the paths mean, one file per resource.
 
+mod base_images;
 pub(crate) mod convert;
 mod exec;
 mod host;
@@ -57,6 +58,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             "/v1/sandboxes/{key}/sessions/{session}/attach",
             get(exec::attach),
         )
+        .merge(base_images::routes())
         .merge(images::routes())
         .merge(volumes::routes())
         .fallback(async || ApiError::no_such_path())

@@ -13,6 +13,6 @@ mod volume_mount;
 
 pub(crate) use id::{is_sandbox_id, random_id};
 pub use info::{SandboxInfo, Timings};
-pub use spec::SandboxSpec;
+pub use spec::{InitSystem, SandboxSpec};
 pub use state::SandboxState;
 pub use volume_mount::VolumeMount;

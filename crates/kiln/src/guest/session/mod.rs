@@ -285,6 +285,7 @@ pub(super) fn wire_spec(spec: &ExecSpec) -> Exec {
         tty: spec.tty.map(wire_size),
         stdin: spec.stdin,
         kill_on_detach: spec.kill_on_detach,
+        ..Exec::default()
     }
 }
 
