@@ -111,6 +111,7 @@ impl Host {
             store,
         });
         recover::recover(&shared).await?;
+        shared.keep_to_quota(Vec::new());
         Ok(Self { shared })
     }
 

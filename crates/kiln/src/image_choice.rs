@@ -96,6 +96,18 @@ pub(crate) struct ImageSettings {
     runtimes: BTreeMap<String, Reference>,
     /// Kernels with root filesystems.
     base_images: BaseImageSettings,
+    /// What is thrown away without being told to.
+    keep: Quota,
+}
+
+/// How much is kept. Nothing goes that a sandbox needs, or that was just fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// Images and layers together, in bytes.
+    pub(crate) max_bytes: Option<u64>,
+    /// Images that nobody asked for so long, in days.
+    pub(crate) unused_for_days: Option<u32>,
 }
 
 impl ImageSettings {
@@ -120,6 +132,10 @@ impl ImageSettings {
             },
             ..LibraryConfig::default()
         }
+    }
+
+    pub(crate) fn quota(&self) -> Quota {
+        self.keep
     }
 
     pub(crate) fn base_images(&self) -> BaseImageSettings {

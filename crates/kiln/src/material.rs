@@ -21,7 +21,7 @@ use crate::agent::AGENT;
 use crate::base_images::{BaseImages, EnsureBaseImage, debian_parts};
 use crate::config::Directories;
 use crate::error::{Error, ErrorCode};
-use crate::image_choice::{ImageChoice, ImageSettings, platform};
+use crate::image_choice::{ImageChoice, ImageSettings, Quota, platform};
 use crate::sandbox::{SandboxSpec, is_sandbox_id};
 use crate::store::SandboxRow;
 
@@ -43,6 +43,7 @@ struct Stores {
     images: ImageStore,
     runtimes: Runtimes,
     base_images: BaseImages,
+    quota: Quota,
     scratch: ScratchDisks,
     /// Held while the default image is made: the others wait for it.
     making_default: Mutex<()>,
@@ -99,6 +100,7 @@ impl Materials {
             images,
             library,
             runtimes: settings.runtimes(),
+            quota: settings.quota(),
             base_images: BaseImages::new(directories.base_images(), settings.base_images()),
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
@@ -153,6 +155,17 @@ impl Materials {
                 .ensure(&request, debian, progress.as_ref())
         })
         .await
+    }
+
+    /// What the owner wants kept.
+    pub(crate) fn quota(&self) -> Quota {
+        self.stores.quota
+    }
+
+    /// Kiln's own image, once it was made.
+    pub(crate) fn made_default_image(&self) -> Option<ImageId> {
+        let image = self.stores.images.recall(DEFAULT_IMAGE_MEMO);
+        image.map(|image| image.id)
     }
 
     /// The runtimes of this host.
