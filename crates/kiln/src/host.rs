@@ -202,8 +202,12 @@ impl Host {
         key: &str,
         progress: Arc<dyn Progress>,
     ) -> Result<SandboxInfo, Error> {
-        self.ask(key, |reply| Command::Start { progress, reply })
-            .await
+        let started = self
+            .ask(key, |reply| Command::Start { progress, reply })
+            .await?;
+        // It may have fetched an image, which is in use now.
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
     }
 
     /// Ends a sandbox's machine; its scratch disk stays. One that is not running is a success.

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kiln_image::Runtimes;
 use kiln_image::library::LibraryConfig;
 use kiln_image::oci::{Platform, PlatformError, Reference, ReferenceError};
 use kiln_image::registry::{Patience, RegistrySetting, RegistrySettings};
+use kiln_image::{Limits, Runtimes};
 use serde::Deserialize;
 
 use crate::base_images::BaseImageSettings;
@@ -98,6 +98,8 @@ pub(crate) struct ImageSettings {
     base_images: BaseImageSettings,
     /// What is thrown away without being told to.
     keep: Quota,
+    /// What an image may cost.
+    limits: Limits,
 }
 
 /// How much is kept. Nothing goes that a sandbox needs, or that was just fetched.
@@ -130,7 +132,7 @@ impl ImageSettings {
                 registries: self.registries.clone(),
                 patience: self.patience.clone(),
             },
-            ..LibraryConfig::default()
+            limits: self.limits.clone(),
         }
     }
 
@@ -205,6 +207,15 @@ mod tests {
         std::fs::write(&path, r#"{"runtimes":{"go":"golang:1.25"}}"#).expect("write");
         let some = ImageSettings::read(&path).expect("some");
         assert!(some.runtimes().image("go").is_ok() && some.runtimes().image("base").is_ok());
+        let all = r#"{"keep":{"max_bytes":1,"unused_for_days":2},"limits":{"layers":3},
+            "base_images":{"max_stored":4}}"#;
+        std::fs::write(&path, all).expect("write");
+        let some = ImageSettings::read(&path).expect("all");
+        assert_eq!(some.library().limits.layers, 3);
+        assert_eq!(some.library().limits.entries, Limits::default().entries);
+        assert_eq!(some.quota().unused_for_days, Some(2));
+        std::fs::write(&path, r#"{"limits":{"layer":3}}"#).expect("write");
+        ImageSettings::read(&path).expect_err("misspelt");
         std::fs::write(&path, r#"{"runtime":{}}"#).expect("write");
         let error = ImageSettings::read(&path).expect_err("misspelt");
         assert_eq!(error.code(), ErrorCode::InvalidConfig);

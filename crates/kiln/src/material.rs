@@ -44,6 +44,7 @@ struct Stores {
     runtimes: Runtimes,
     base_images: BaseImages,
     quota: Quota,
+    limits: Limits,
     scratch: ScratchDisks,
     /// Held while the default image is made: the others wait for it.
     making_default: Mutex<()>,
@@ -101,6 +102,7 @@ impl Materials {
             library,
             runtimes: settings.runtimes(),
             quota: settings.quota(),
+            limits: settings.library().limits,
             base_images: BaseImages::new(directories.base_images(), settings.base_images()),
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
@@ -317,7 +319,7 @@ impl Stores {
 
     fn import(&self, path: &Path, progress: &dyn Progress) -> Result<Image, Error> {
         let source = ImageSource::detect(path)?;
-        Ok(self.images.import(source, &Limits::default(), progress)?)
+        Ok(self.images.import(source, &self.limits, progress)?)
     }
 
     /// The image that needs no registry, made of Debian packages on first use.
