@@ -103,6 +103,27 @@ fn a3_1_the_preset_debian_boots_from_the_hosts_own_packages() {
 }
 
 #[test]
+fn b1_2_the_disk_is_as_large_as_asked_and_all_of_it_the_guests() {
+    let stage = Stage::new();
+    let script = "set -- $(df -m / | tail -n 1); echo $2 $4; \
+                  dd if=/dev/zero of=/big bs=1M count=200 2>/dev/null && echo written";
+    let ran = stage.kiln(&["run", "--disk", "300M", "--", "sh", "-c", script]);
+    let ran = ran.expect_code(0).text();
+    let numbers: Vec<u64> = ran
+        .split_whitespace()
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    let [size, free] = numbers[..] else {
+        panic!("{ran}")
+    };
+    assert!((250..=300).contains(&size), "{ran}");
+    // Nothing is kept for root, and next to nothing is used.
+    assert!(size - free < 10, "{ran}");
+    assert!(ran.ends_with("written\n"), "{ran}");
+    stage.assert_nothing_left();
+}
+
+#[test]
 fn images_go_when_they_exceed_the_quota() {
     let stage = Stage::bare();
     fs::write(
