@@ -10,7 +10,10 @@ use prost::{Enumeration, Message, Oneof};
 #[derive(Clone, PartialEq, Message)]
 pub struct Request {
     /// What is asked.
-    #[prost(oneof = "request::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 15")]
+    #[prost(
+        oneof = "request::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
+    )]
     pub kind: Option<request::Kind>,
 }
 
@@ -45,9 +48,33 @@ pub mod request {
         /// Listen to events.
         #[prost(message, tag = "8")]
         Events(super::Subscribe),
+        /// Connect to a port of the guest's own. Since version 2.
+        #[prost(message, tag = "17")]
+        Connect(super::Connect),
+        /// Ask what a path names.
+        #[prost(message, tag = "9")]
+        StatFile(super::StatFile),
+        /// List a directory.
+        #[prost(message, tag = "10")]
+        ListFiles(super::ListFiles),
+        /// Make a directory.
+        #[prost(message, tag = "11")]
+        MakeDirectory(super::MakeDirectory),
+        /// Give a file or directory another path.
+        #[prost(message, tag = "12")]
+        MoveFile(super::MoveFile),
+        /// Remove a file or directory.
+        #[prost(message, tag = "13")]
+        RemoveFile(super::RemoveFile),
+        /// Write a tree; [`super::TreeBytes`] follow.
+        #[prost(message, tag = "14")]
+        Upload(super::Upload),
         /// A piece of a long request.
         #[prost(message, tag = "15")]
         Part(super::RequestPart),
+        /// Read a tree.
+        #[prost(message, tag = "16")]
+        Download(super::Download),
     }
 }
 
@@ -106,6 +133,9 @@ pub struct Exec {
     /// End it when its client goes away.
     #[prost(bool, tag = "7")]
     pub kill_on_detach: bool,
+    /// End it with all its processes after this long; 0 for never.
+    #[prost(uint64, tag = "8")]
+    pub timeout_ms: u64,
     /// Make the working directory if it is missing.
     #[prost(bool, tag = "20")]
     pub make_cwd: bool,
@@ -191,11 +221,121 @@ pub struct GetStats {}
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Subscribe {}
 
+/// Connect to a TCP port of the guest's loopback address. After [`Done`], both sides send
+/// [`PortData`] until they end their direction of the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Connect {
+    /// Which, 1 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+
+/// Bytes of a connection, at most [`CHUNK`](crate::limits::CHUNK). A side that does not read
+/// closes the window of its stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortData {
+    /// The next ones.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
+/// Ask what a path names.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct StatFile {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// Tell what a symbolic link points to instead of the link.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+}
+
+/// List a directory.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ListFiles {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+}
+
+/// Make a directory. One that is there is a success with `parents`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MakeDirectory {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// Its permissions.
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+    /// Make the directories that lead to it too.
+    #[prost(bool, tag = "3")]
+    pub parents: bool,
+    /// Whose it is, as in [`Exec`].
+    #[prost(string, tag = "4")]
+    pub user: String,
+}
+
+/// Give a file or directory another path, within its file system; what is there is replaced.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MoveFile {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub from: Vec<u8>,
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "2")]
+    pub to: Vec<u8>,
+}
+
+/// Remove a file, a link, or a directory.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RemoveFile {
+    /// Absolute path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// A directory with all that is in it.
+    #[prost(bool, tag = "2")]
+    pub recursive: bool,
+}
+
+/// Write a tree: [`Done`] says that it can begin, [`TreeBytes`] follow up to the tree's own end,
+/// then another [`Done`] says that it is written.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Upload {
+    /// Absolute path of its root; the directory that holds it must exist.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// Whose it will be, as in [`Exec`].
+    #[prost(string, tag = "2")]
+    pub user: String,
+    /// Whose its files were where they came from, instead.
+    #[prost(bool, tag = "3")]
+    pub keep_owner: bool,
+}
+
+/// Read a tree: after [`Done`], [`TreeBytes`] follow up to the tree's own end.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Download {
+    /// Absolute path of its root.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// Read what a symbolic link points to, when the path is one.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+}
+
+/// A piece of a tree, in the format of `kiln-tree`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct TreeBytes {
+    /// The next bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
 /// First message of every stream, agent to host.
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// The answer.
-    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: Option<reply::Kind>,
 }
 
@@ -227,6 +367,12 @@ pub mod reply {
         /// To a question for figures.
         #[prost(message, tag = "7")]
         Stats(super::Stats),
+        /// To a question for a file.
+        #[prost(message, tag = "8")]
+        File(super::FileEntry),
+        /// To a list of a directory; further ones follow until one says that it is the last.
+        #[prost(message, tag = "9")]
+        Files(super::FileList),
     }
 }
 
@@ -262,6 +408,12 @@ pub enum ErrorCode {
     Replaced = 12,
     /// The client ignored a window.
     Flooded = 13,
+    /// Nothing in the guest takes connections at the port.
+    PortClosed = 16,
+    /// There is no such file or directory.
+    NoSuchFile = 14,
+    /// The guest's file system refused something.
+    FileRefused = 15,
 }
 
 /// A failure.
@@ -377,6 +529,60 @@ pub struct SessionEntry {
     pub age_ms: u64,
 }
 
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum FileKind {
+    /// A device, a socket, a pipe, or something that this side does not know.
+    Other = 0,
+    /// A regular file.
+    File = 1,
+    /// A directory.
+    Directory = 2,
+    /// A symbolic link.
+    Symlink = 3,
+}
+
+/// A file.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FileEntry {
+    /// Its name, without a path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub name: Vec<u8>,
+    /// What it is.
+    #[prost(enumeration = "FileKind", tag = "2")]
+    pub kind: i32,
+    /// Permissions, with the set-id and sticky bits.
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    /// Owner.
+    #[prost(uint32, tag = "4")]
+    pub uid: u32,
+    /// Group.
+    #[prost(uint32, tag = "5")]
+    pub gid: u32,
+    /// Size in bytes.
+    #[prost(uint64, tag = "6")]
+    pub size: u64,
+    /// When it was last changed, in nanoseconds since 1970.
+    #[prost(sint64, tag = "7")]
+    pub mtime_ns: i64,
+    /// Where a symbolic link points.
+    #[prost(bytes = "vec", tag = "8")]
+    pub link: Vec<u8>,
+}
+
+/// A piece of the list of a directory.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FileList {
+    /// Files.
+    #[prost(message, repeated, tag = "1")]
+    pub files: Vec<FileEntry>,
+    /// Whether the list is complete with these.
+    #[prost(bool, tag = "2")]
+    pub last: bool,
+}
+
 /// Done; nothing more to say.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Done {}
@@ -408,6 +614,24 @@ pub struct Stats {
     /// Load of the last minute, in hundredths.
     #[prost(uint32, tag = "8")]
     pub load1_centi: u32,
+    /// Time that its processors have worked, all together, since the kernel started.
+    #[prost(uint64, tag = "9")]
+    pub cpu_busy_ms: u64,
+    /// Processors.
+    #[prost(uint32, tag = "10")]
+    pub cpus: u32,
+    /// Size of the root file system.
+    #[prost(uint64, tag = "11")]
+    pub disk_total_kib: u64,
+    /// Of it, in use.
+    #[prost(uint64, tag = "12")]
+    pub disk_used_kib: u64,
+    /// Bytes received by all interfaces but the loopback.
+    #[prost(uint64, tag = "13")]
+    pub net_rx_bytes: u64,
+    /// Bytes sent.
+    #[prost(uint64, tag = "14")]
+    pub net_tx_bytes: u64,
 }
 
 /// Host to agent, after [`Started`] or [`Attached`].
@@ -492,6 +716,9 @@ pub struct Exited {
     /// The signal that ended it, or 0.
     #[prost(uint32, tag = "2")]
     pub signal: u32,
+    /// It was ended at its time-out.
+    #[prost(bool, tag = "3")]
+    pub timed_out: bool,
 }
 
 /// How far the input has come.

@@ -2,10 +2,12 @@
 //! variants with new numbers, and new lines; never change a line.
 
 use kiln_agent_proto::message::{
-    Attach, Attached, Done, EnvVar, Error, ErrorCode, Event, Exec, Exited, GetStats, Hello,
-    HelloReply, InputAck, Kill, ListSessions, Mark, Power, PowerIntent, PowerMode, PowerSource,
-    Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList, SessionOutput, Started,
-    Stats, Subscribe, WindowSize, event, reply, request, session_input, session_output,
+    Attach, Attached, Connect, Done, Download, EnvVar, Error, ErrorCode, Event, Exec, Exited,
+    FileEntry, FileKind, FileList, GetStats, Hello, HelloReply, InputAck, Kill, ListFiles,
+    ListSessions, MakeDirectory, Mark, MoveFile, PortData, Power, PowerIntent, PowerMode,
+    PowerSource, RemoveFile, Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList,
+    SessionOutput, Started, StatFile, Stats, Subscribe, TreeBytes, Upload, WindowSize, event,
+    reply, request, session_input, session_output,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -77,6 +79,7 @@ fn requests() {
     );
     golden(&of(Kind::Stats(GetStats {})), "3a00");
     golden(&of(Kind::Events(Subscribe {})), "4200");
+    golden(&of(Kind::Connect(Connect { port: 8080 })), "8a010308903f");
     golden(
         &of(Kind::Part(RequestPart {
             data: vec![9],
@@ -84,6 +87,111 @@ fn requests() {
         })),
         "7a050a01091001",
     );
+    golden(
+        &of(Kind::Exec(Exec {
+            timeout_ms: 300,
+            ..Exec::default()
+        })),
+        "120340ac02",
+    );
+}
+
+#[test]
+fn requests_for_files() {
+    use request::Kind;
+    let of = |kind| Request::of(kind);
+    golden(
+        &of(Kind::StatFile(StatFile {
+            path: b"/a".to_vec(),
+            follow: true,
+        })),
+        "4a060a022f611001",
+    );
+    golden(
+        &of(Kind::ListFiles(ListFiles {
+            path: b"/a".to_vec(),
+        })),
+        "52040a022f61",
+    );
+    golden(
+        &of(Kind::MakeDirectory(MakeDirectory {
+            path: b"/a".to_vec(),
+            mode: 0o755,
+            parents: true,
+            user: "u".into(),
+        })),
+        "5a0c0a022f6110ed031801220175",
+    );
+    golden(
+        &of(Kind::MoveFile(MoveFile {
+            from: b"/a".to_vec(),
+            to: b"/b".to_vec(),
+        })),
+        "62080a022f6112022f62",
+    );
+    golden(
+        &of(Kind::RemoveFile(RemoveFile {
+            path: b"/a".to_vec(),
+            recursive: true,
+        })),
+        "6a060a022f611001",
+    );
+    golden(
+        &of(Kind::Upload(Upload {
+            path: b"/a".to_vec(),
+            user: "u".into(),
+            keep_owner: true,
+        })),
+        "72090a022f611201751801",
+    );
+    golden(
+        &of(Kind::Download(Download {
+            path: b"/a".to_vec(),
+            follow: true,
+        })),
+        "8201060a022f611001",
+    );
+    golden(&TreeBytes { data: vec![7, 8] }, "0a020708");
+}
+
+#[test]
+fn replies_about_files() {
+    use reply::Kind;
+    let file = FileEntry {
+        name: b"f".to_vec(),
+        kind: FileKind::Symlink as i32,
+        mode: 0o777,
+        uid: 1,
+        gid: 2,
+        size: 3,
+        mtime_ns: -1,
+        link: b"t".to_vec(),
+    };
+    golden(
+        &Reply::of(Kind::File(file.clone())),
+        "42130a0166100318ff032001280230033801420174",
+    );
+    golden(
+        &Reply::of(Kind::Files(FileList {
+            files: vec![FileEntry::default()],
+            last: true,
+        })),
+        "4a040a001001",
+    );
+    golden(
+        &Reply::of(Kind::Stats(Stats {
+            cpu_busy_ms: 1,
+            cpus: 2,
+            disk_total_kib: 3,
+            disk_used_kib: 4,
+            net_rx_bytes: 5,
+            net_tx_bytes: 6,
+            ..Stats::default()
+        })),
+        "3a0c480150025803600468057006",
+    );
+    assert_eq!(ErrorCode::NoSuchFile as i32, 14);
+    assert_eq!(ErrorCode::FileRefused as i32, 15);
 }
 
 #[test]
@@ -133,7 +241,11 @@ fn replies() {
                 pid: 2,
                 tty: true,
                 attached: true,
-                exit: Some(Exited { code: 3, signal: 0 }),
+                exit: Some(Exited {
+                    code: 3,
+                    signal: 0,
+                    timed_out: false,
+                }),
                 age_ms: 4,
             }],
             last: true,
@@ -151,6 +263,7 @@ fn replies() {
             sessions_ended: 6,
             processes: 7,
             load1_centi: 8,
+            ..Stats::default()
         })),
         "3a1008011002180320042805300638074008",
     );
@@ -182,8 +295,17 @@ fn session_outputs() {
         &of(Kind::Exited(Exited {
             code: -1,
             signal: 9,
+            timed_out: false,
         })),
         "220d08ffffffffffffffffff011009",
+    );
+    golden(
+        &of(Kind::Exited(Exited {
+            code: 0,
+            signal: 9,
+            timed_out: true,
+        })),
+        "220410091801",
     );
     golden(
         &of(Kind::InputAck(InputAck {
@@ -196,6 +318,11 @@ fn session_outputs() {
         &of(Kind::Error(Error::new(ErrorCode::Replaced, ""))),
         "3202080c",
     );
+}
+
+#[test]
+fn port_data() {
+    golden(&PortData { data: vec![0, 255] }, "0a0200ff");
 }
 
 #[test]
@@ -225,6 +352,9 @@ fn error_codes() {
         Internal,
         Replaced,
         Flooded,
+        NoSuchFile,
+        FileRefused,
+        PortClosed,
     ];
     for (number, code) in frozen.into_iter().enumerate() {
         assert_eq!(code as usize, number);
@@ -271,7 +401,11 @@ proptest! {
         for kind in [
             session_output::Kind::Stdout(data.clone()),
             session_output::Kind::Lost(number),
-            session_output::Kind::Exited(Exited { code, signal }),
+            session_output::Kind::Exited(Exited {
+                code,
+                signal,
+                timed_out: false,
+            }),
             session_output::Kind::InputAck(InputAck { frames: number, stdin_taken: number }),
         ] {
             let output = SessionOutput::of(kind);

@@ -17,6 +17,8 @@ mod ask;
 mod cgroup;
 mod console;
 mod fd;
+mod files;
+mod forward;
 mod identity;
 mod init;
 mod marks;

@@ -64,6 +64,52 @@ pub(crate) fn load1_centi() -> u32 {
     first.replace('.', "").parse().unwrap_or(0)
 }
 
+/// Milliseconds that the processors have worked, all together. In ticks of 10 ms, whatever the
+/// kernel's own are (`USER_HZ`); waiting for disks and what the host took are no work.
+pub(crate) fn cpu_busy_ms() -> u64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(&text) * 10
+}
+
+fn busy_ticks(stat: &str) -> u64 {
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first
+        .split_whitespace()
+        .skip(1)
+        .map(|it| it.parse().unwrap_or(0))
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal.
+    [0, 1, 2, 5, 6].iter().filter_map(|&at| ticks.get(at)).sum()
+}
+
+/// How many processors there are.
+pub(crate) fn cpus() -> u32 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let lines = text.lines().filter(|line| line.starts_with("cpu"));
+    lines.count().saturating_sub(1) as u32
+}
+
+/// Bytes received and sent by all interfaces but the loopback.
+pub(crate) fn network_bytes() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    interface_bytes(&text)
+}
+
+fn interface_bytes(dev: &str) -> (u64, u64) {
+    let of_line = |line: &str| {
+        let (name, fields) = line.split_once(':')?;
+        if name.trim() == "lo" {
+            return None;
+        }
+        let mut fields = fields.split_whitespace();
+        let received: u64 = fields.next()?.parse().ok()?;
+        let sent: u64 = fields.nth(7)?.parse().ok()?;
+        Some((received, sent))
+    };
+    let sum = |all: (u64, u64), one: (u64, u64)| (all.0 + one.0, all.1 + one.1);
+    dev.lines().skip(2).filter_map(of_line).fold((0, 0), sum)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -72,6 +118,17 @@ mod tests {
     use rustix::process::{Signal, kill_process};
 
     use super::*;
+
+    #[test]
+    fn work_and_traffic_are_read() {
+        let stat = "cpu  10 20 30 1000 500 1 2 9 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        assert_eq!(busy_ticks(stat), 63);
+        assert_eq!(busy_ticks(""), 0);
+        let dev = "Inter-|   Receive\n face |bytes\n    lo: 9 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0\n  \
+                   eth0: 100 1 0 0 0 0 0 0 200 1 0 0 0 0 0 0\n";
+        assert_eq!(interface_bytes(dev), (100, 200));
+        assert!(cpus() > 0 && cpu_busy_ms() > 0);
+    }
 
     #[test]
     fn this_machine_has_processes_memory_and_a_load() {

@@ -11,14 +11,16 @@ use kiln_agent_proto::gathered::Gathered;
 use kiln_agent_proto::handshake::{HelloScanner, Step, ack};
 use kiln_agent_proto::limits::MAX_STREAMS;
 use kiln_agent_proto::message::{
-    Attach, Done, ErrorCode, Event, Exec, Hello, HelloReply, Kill, Mark, Power as PowerOff,
-    PowerMode, Reply, SessionList, event, reply, request,
+    Attach, Done, ErrorCode, Event, Exec, Hello, HelloReply, Kill, ListFiles, Mark,
+    Power as PowerOff, PowerMode, RemoveFile, Reply, SessionList, event, reply, request,
 };
 use kiln_agent_proto::prefixed::Prefixed;
 use kiln_agent_proto::request::receive;
 use kiln_agent_proto::version::{VersionRange, negotiate};
 
 use crate::fd::Fd;
+use crate::files;
+use crate::forward;
 use crate::identity;
 use crate::marks::Marks;
 use crate::power::{Power, PowerRequest};
@@ -142,6 +144,21 @@ async fn dispatch(
             answer(writer, Reply::of(reply::Kind::Stats(stats))).await
         }
         Some(request::Kind::Events(_)) => service.events(reader, writer).await,
+        Some(request::Kind::Connect(connect)) => forward::serve(connect, reader, writer).await,
+        Some(request::Kind::StatFile(request)) => {
+            let reply = files::stat(&request).unwrap_or_else(files::FileError::reply);
+            answer(writer, reply).await
+        }
+        Some(request::Kind::ListFiles(request)) => list_files(&request, writer).await,
+        Some(request::Kind::MakeDirectory(request)) => {
+            answer(writer, outcome(files::make_directory(&request))).await
+        }
+        Some(request::Kind::MoveFile(request)) => {
+            answer(writer, outcome(files::rename(&request))).await
+        }
+        Some(request::Kind::RemoveFile(request)) => remove_file(request, writer).await,
+        Some(request::Kind::Upload(request)) => files::tree::upload(request, reader, writer).await,
+        Some(request::Kind::Download(request)) => files::tree::download(request, writer).await,
         Some(request::Kind::Part(_)) | None => {
             let text = "this agent does not know the request";
             answer(writer, Reply::error(ErrorCode::BadRequest, text)).await
@@ -152,6 +169,37 @@ async fn dispatch(
 async fn answer(mut writer: Writer, reply: Reply) -> Result<(), FrameError> {
     writer.send(&reply).await?;
     writer.close().await
+}
+
+fn outcome(done_or_not: Result<(), files::FileError>) -> Reply {
+    match done_or_not {
+        Ok(()) => done(),
+        Err(error) => error.reply(),
+    }
+}
+
+async fn list_files(request: &ListFiles, mut writer: Writer) -> Result<(), FrameError> {
+    let mut entries = match files::list(request) {
+        Ok(entries) => entries,
+        Err(error) => return answer(writer, error.reply()).await,
+    };
+    loop {
+        let piece: Vec<_> = entries.by_ref().take(files::LISTED).collect();
+        if piece.is_empty() {
+            return answer(writer, files::listed(piece, true)).await;
+        }
+        writer.send(&files::listed(piece, false)).await?;
+    }
+}
+
+/// On a thread of its own: a large tree takes its time, and others are served meanwhile.
+async fn remove_file(request: RemoveFile, writer: Writer) -> Result<(), FrameError> {
+    let removed = tokio::task::spawn_blocking(move || files::remove(&request)).await;
+    let reply = match removed {
+        Ok(removed) => outcome(removed),
+        Err(error) => Reply::error(ErrorCode::Internal, error.to_string()),
+    };
+    answer(writer, reply).await
 }
 
 fn done() -> Reply {

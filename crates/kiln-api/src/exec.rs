@@ -27,6 +27,11 @@ pub struct ExecRequest {
     /// End it with all its processes when this client goes away; otherwise it runs on and can be
     /// attached to again.
     pub kill_on_detach: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this client is here.
+    pub keep_timeout: bool,
+    /// End it with all its processes after this long, whether somebody is attached or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
 }
 
 /// First message of an attach stream. It has no fields yet.
@@ -62,7 +67,7 @@ pub struct TerminalSize {
     pub cols: u16,
 }
 
-/// How a command ended: `{"code": 0}` or `{"signal": 9}`.
+/// How a command ended: `{"code": 0}`, `{"signal": 9}` or `{"timed_out": 9}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitStatus {
@@ -70,15 +75,18 @@ pub enum ExitStatus {
     Code(i32),
     /// It was ended by this signal.
     Signal(i32),
+    /// It was ended at its time-out, by this signal.
+    TimedOut(i32),
 }
 
 impl ExitStatus {
-    /// As a shell tells it: the status, or 128 + the signal.
+    /// As a shell tells it: the status, 128 + the signal, or 124 at a time-out.
     #[must_use]
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => signal.saturating_add(128),
+            Self::TimedOut(_) => 124,
         }
     }
 }

@@ -12,16 +12,31 @@
 //! |---|---|---|
 //! | `GET /v1/version` | | [`Version`] |
 //! | `GET /v1/info` | | [`HostInfo`] |
-//! | `GET /v1/sandboxes` | | array of [`Sandbox`], newest first |
-//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started |
+//! | `GET /v1/sandboxes?filters=` | | array of [`Sandbox`], newest first; `filters` is a JSON array of `NAME=VALUE` |
+//! | `POST /v1/sandboxes` | [`CreateSandbox`] | 201, [`Sandbox`]; not started. With an [`IDEMPOTENCY_HEADER`] at most one is made |
 //! | `GET /v1/sandboxes/{key}` | | [`Sandbox`] |
+//! | `PATCH /v1/sandboxes/{key}` | [`UpdateSandbox`] | [`Sandbox`] |
 //! | `DELETE /v1/sandboxes/{key}?force=` | | 204 |
 //! | `POST /v1/sandboxes/{key}/start` | | [`Sandbox`] |
 //! | `POST /v1/sandboxes/{key}/stop` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/restart` | [`StopSandbox`] | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/pause` | | [`Sandbox`] |
+//! | `POST /v1/sandboxes/{key}/resume` | | [`Sandbox`] |
+//! | `GET /v1/sandboxes/{key}/wait?for=` | | [`Sandbox`], once it is `stopped`, `running` or `removed` |
 //! | `GET /v1/sandboxes/{key}/logs?follow=&tail=` | | bytes of the guest's console, chunked |
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
+//! | upgrade `GET /v1/sandboxes/{key}/ports/{port}` to [`PORT_PROTOCOL`] | | bytes of a TCP connection to the guest's port |
+//! | `GET /v1/sandboxes/{key}/stats` | | [`Stats`] |
+//! | `GET /v1/sandboxes/{key}/files?path=&follow=` | | [`FileInfo`] |
+//! | `DELETE /v1/sandboxes/{key}/files?path=&recursive=` | | 204 |
+//! | `GET /v1/sandboxes/{key}/files/list?path=` | | array of [`FileInfo`], by name |
+//! | `POST /v1/sandboxes/{key}/files/mkdir` | [`MakeDirectory`] | 204 |
+//! | `POST /v1/sandboxes/{key}/files/move` | [`MoveFile`] | 204 |
+//! | `GET /v1/sandboxes/{key}/tree?path=&follow=` | | a tree, chunked; whole only with its own end |
+//! | `PUT /v1/sandboxes/{key}/tree?path=&user=&keep_owner=` | a tree, chunked | 204 |
+//! | `DELETE /v1/sandboxes/{key}/sessions/{id}` | | 204; it ends with all its processes |
 //! | `GET /v1/sandboxes/{key}/sessions` | | array of [`Session`] |
 //! | WebSocket `/v1/sandboxes/{key}/exec` | [`ExecRequest`] | a stream |
 //! | WebSocket `/v1/sandboxes/{key}/sessions/{id}/attach` | [`AttachRequest`] | a stream |
@@ -43,6 +58,11 @@
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
 //! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
+//! | `GET /v1/networks` | | array of [`NamedNetwork`] |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201, [`NamedNetwork`] |
+//! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
+//! | `PUT /v1/networks/{name}` | [`NetworkPolicy`] | [`NamedNetwork`]; the policy is replaced whole |
+//! | `DELETE /v1/networks/{name}` | | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -53,30 +73,36 @@ mod base_image;
 pub mod client;
 mod error;
 mod exec;
+mod file;
 mod host;
 mod image;
+mod named_network;
 mod network;
 mod sandbox;
+mod stats;
 pub mod stream;
 mod volume;
 
 pub use base_image::{BaseFile, BaseImage, BasePreset, PullBaseImage, PulledBaseImage};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
+pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
 pub use host::{Acceleration, HostInfo, Version};
 pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
     RemovedImage, TagImage,
 };
+pub use named_network::{CreateNetwork, NamedNetwork, NetworkMember, WireGuard, WireGuardRequest};
 pub use network::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
+    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, NetworkRule,
+    PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, InitSystem, Sandbox, SandboxState, StopSandbox,
-    Timings,
+    CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Sandbox, SandboxState,
+    StopSandbox, Timings, UpdateSandbox, WaitFor,
 };
+pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 
 /// Header by which each side tells the other the version of Kiln it is.
@@ -84,6 +110,12 @@ pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 /// The daemon refuses a request that carries another version than its own; one without the header
 /// is taken as it is.
 pub const VERSION_HEADER: &str = "x-kiln-version";
+
+/// What a connection becomes that leads to a port of a guest: plain bytes both ways, each direction
+/// ended by itself.
+pub const PORT_PROTOCOL: &str = "kiln-port";
+/// Header by which a request to create is told from its repetitions.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 
 /// Number of the contract, the `v1` of every path.
 pub const API_VERSION: u32 = 1;

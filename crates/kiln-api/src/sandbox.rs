@@ -1,8 +1,10 @@
 //! Sandboxes as they are asked for and told.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-use crate::{NetworkRequest, PullPolicy, VolumeMount};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{ExecRequest, NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,105 @@ pub struct CreateSandbox {
     /// Its network; the host's default when unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRequest>,
+    /// Words of its owner's to find and group it by.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Project that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Stop it this long after it came up. Interactive use begins it anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Stop it when nobody has used it for this long and no command runs in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
+    /// Remove it when it stops, for whatever reason.
+    pub remove_on_stop: bool,
+    /// Whether it is started again when its machine ends by itself: `no`, `on-failure`,
+    /// `on-failure:3`, `always`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<String>,
+    /// What runs in it from every start on; nothing when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<MainCommand>,
+}
+
+/// A sandbox's main command: the image's own, or what takes its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MainCommand {
+    /// Runs instead of the image's entrypoint; `[]` or `[""]` takes it away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Its words, instead of the image's own when there are any, and how it runs.
+    pub exec: ExecRequest,
+}
+
+/// What changes of a sandbox; what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateSandbox {
+    /// Another name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Labels to set, or with `null` to take away.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Another project; `null` for none.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub project: Option<Option<String>>,
+    /// Another time-out, which begins now; `null` for none.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<Option<u64>>,
+    /// Another idle time-out; `null` for none.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<Option<u64>>,
+    /// Another restart policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<String>,
+    /// Whether it goes when it stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remove_on_stop: Option<bool>,
+    /// Another number of processors; only while it has no machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+    /// Other memory; only while it has no machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mib: Option<u32>,
+}
+
+/// A field that is there, `null` or not.
+fn given<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitFor {
+    /// It has no machine, or is gone.
+    #[default]
+    Stopped,
+    /// It is up, or its start failed.
+    Running,
+    /// It is gone.
+    Removed,
+}
+
+impl WaitFor {
+    /// As it is written in the contract.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Removed => "removed",
+        }
+    }
 }
 
 /// Who is a guest's process 1.
@@ -134,6 +235,8 @@ pub enum SandboxState {
     Starting,
     /// Up.
     Running,
+    /// Halted: memory and disks are as they were.
+    Paused,
     /// On its way down.
     Stopping,
     /// Down; can be started again.
@@ -153,6 +256,7 @@ impl SandboxState {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Error => "error",
@@ -210,6 +314,33 @@ pub struct Sandbox {
     /// How long its last start took.
     #[serde(default)]
     pub timings: Option<Timings>,
+    /// Words of its owner's.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Project that it belongs to.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// When its time-out ends it, in milliseconds of Unix time.
+    #[serde(default)]
+    pub expires_at_ms: Option<u64>,
+    /// The time-out that it has at every start.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// After how long without use it is stopped.
+    #[serde(default)]
+    pub idle_timeout_ms: Option<u64>,
+    /// Whether it goes when it stops.
+    #[serde(default)]
+    pub remove_on_stop: bool,
+    /// Whether it is started again when its machine ends by itself.
+    #[serde(default)]
+    pub restart: String,
+    /// How often that happened.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Session of its main command.
+    #[serde(default)]
+    pub main_session: Option<u64>,
 }
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.

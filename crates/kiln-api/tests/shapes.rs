@@ -12,7 +12,7 @@ use bytes::Bytes;
 use kiln_api::{
     BasePreset, CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus,
     InitSystem, PruneImages, PullBaseImage, PullImage, PullPolicy, RunRequest, Sandbox,
-    SandboxState, StopSandbox, TerminalSize, Timings,
+    SandboxState, StopSandbox, TerminalSize, Timings, UpdateSandbox,
     stream::{
         BytesDone, Channel, ClientControl, MAX_CHUNK, MAX_MESSAGE, ProgressStep, ServerControl,
         StreamError, decode, encode,
@@ -114,6 +114,10 @@ fn server_control_is_these_bytes() {
             r#"{"type":"exited","signal":9}"#,
         ),
         (
+            ServerControl::Exited(ExitStatus::TimedOut(9)),
+            r#"{"type":"exited","timed_out":9}"#,
+        ),
+        (
             ServerControl::Timings(Timings {
                 exec_us: Some(5),
                 ..Timings::default()
@@ -155,6 +159,27 @@ fn requests_refuse_a_misspelt_field() {
 }
 
 #[test]
+fn a_change_tells_what_is_left_out_from_what_is_taken_away() {
+    let pairs = [
+        (UpdateSandbox::default(), "{}"),
+        (
+            UpdateSandbox {
+                timeout_ms: Some(None),
+                project: Some(Some("shop".into())),
+                labels: [("a".to_owned(), None)].into(),
+                ..UpdateSandbox::default()
+            },
+            r#"{"labels":{"a":null},"project":"shop","timeout_ms":null}"#,
+        ),
+    ];
+    for (update, text) in pairs {
+        assert_eq!(serde_json::to_string(&update).unwrap(), text);
+        assert_eq!(serde_json::from_str::<UpdateSandbox>(text).unwrap(), update);
+    }
+    assert!(serde_json::from_str::<UpdateSandbox>(r#"{"timeout":1}"#).is_err());
+}
+
+#[test]
 fn an_error_is_this_object() {
     let body = ErrorBody {
         error: ErrorReport::new("SANDBOX_NOT_FOUND", "no sandbox x")
@@ -172,6 +197,7 @@ fn an_error_is_this_object() {
 fn a_signal_counts_as_a_shell_counts_it() {
     assert_eq!(ExitStatus::Code(7).shell_code(), 7);
     assert_eq!(ExitStatus::Signal(15).shell_code(), 143);
+    assert_eq!(ExitStatus::TimedOut(9).shell_code(), 124);
     assert_eq!(ExitStatus::Signal(i32::MAX).shell_code(), i32::MAX);
 }
 

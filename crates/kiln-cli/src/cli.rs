@@ -15,7 +15,8 @@ use crate::{command, failure::FAILED, output::Output};
     disable_help_subcommand = true,
     after_help = "Exit codes of run, exec and attach: the command's own; 125 when Kiln fails; 126 \
                   when the command cannot be executed; 127 when it is not found; 128 + n when \
-                  signal n ends it. All other commands: 0 or 125."
+                  signal n ends it. All other commands: 0 or 125; doctor 1 \
+                  when a check fails."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -28,8 +29,10 @@ impl Cli {
     /// Understands what was typed.
     pub(crate) fn parse_words(typed: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut cli = Self::try_parse_from(&typed)?;
-        if let Command::Run(args) = &mut cli.command {
-            args.tell_image_from_command(&typed);
+        match &mut cli.command {
+            Command::Run(args) => args.tell_image_from_command(&typed),
+            Command::Create(args) => args.tell_image_from_command(&typed),
+            _ => {}
         }
         Ok(cli)
     }
@@ -88,19 +91,38 @@ impl From<Engine> for EnginePreference {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<command::run::RunArgs>),
+    Create(Box<command::create::CreateArgs>),
     #[command(visible_alias = "ls", alias = "list")]
     Ps(command::ps::PsArgs),
     Exec(command::exec::ExecArgs),
+    #[command(visible_alias = "shell")]
+    Connect(command::connect::ConnectArgs),
     Attach(command::attach::AttachArgs),
+    Forward(command::forward::ForwardArgs),
     Start(command::start::StartArgs),
     Stop(command::stop::StopArgs),
+    Restart(command::restart::RestartArgs),
+    Pause(command::pause::PauseArgs),
+    #[command(alias = "unpause")]
+    Resume(command::pause::ResumeArgs),
+    Wait(command::wait::WaitArgs),
+    Inspect(command::inspect::InspectArgs),
+    Update(command::update::UpdateArgs),
+    Rename(command::update::RenameArgs),
     #[command(visible_alias = "remove")]
     Rm(command::rm::RmArgs),
+    Cp(command::cp::CpArgs),
+    Upload(command::cp::UploadArgs),
+    Download(command::cp::DownloadArgs),
     Logs(command::logs::LogsArgs),
+    Sessions(command::sessions::SessionsArgs),
+    #[command(visible_alias = "top")]
+    Stats(command::stats::StatsArgs),
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
     Network(command::network::NetworkArgs),
+    Doctor(command::doctor::DoctorArgs),
     Info(command::info::InfoArgs),
     Version(command::version::VersionArgs),
     Daemon(command::daemon::DaemonArgs),

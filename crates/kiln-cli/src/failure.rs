@@ -28,6 +28,8 @@ pub(crate) enum Failure {
     Open(#[from] kiln_daemon::OpenError),
     #[error(transparent)]
     Serve(#[from] kiln_daemon::ServeError),
+    #[error(transparent)]
+    Copy(#[from] crate::copy::CopyError),
     /// Something of the operating system.
     #[error("cannot {what}")]
     Io {
@@ -57,6 +59,7 @@ impl Failure {
         match self {
             Self::Client(error) => error.report(),
             Self::Start(error) => error.report(),
+            Self::Copy(error) => error.report(),
             Self::Reported(report) => (**report).clone(),
             Self::Place(error) => ErrorReport::new(error.code(), with_causes(error))
                 .with_hint("name one with --data-dir"),

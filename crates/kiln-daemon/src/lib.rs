@@ -14,7 +14,7 @@ mod socket;
 mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
-pub use kiln::HostConfig;
+pub use kiln::{Check, FirecrackerRelease, HostConfig, Level, SERVE_PAGES, doctor, serve_pages};
 pub use lock::{DaemonLock, LockError, wait_for_end};
 pub use socket::SocketError;
 

@@ -199,7 +199,7 @@ async fn requests_outside_the_contract_are_refused_in_its_words() {
         );
     }
     assert!(
-        served.client.list().await.unwrap().is_empty(),
+        served.client.list(&[]).await.unwrap().is_empty(),
         "nothing of it had an effect"
     );
     served.end().await;
@@ -342,7 +342,7 @@ async fn streams_that_break_off_leave_nothing() {
         .send(Message::text(" ".repeat(2 * 1024 * 1024)))
         .await;
     while let Some(Ok(_)) = timeout(SOON, stream.next()).await.unwrap() {}
-    assert!(served.client.list().await.unwrap().is_empty());
+    assert!(served.client.list(&[]).await.unwrap().is_empty());
     served.end().await;
 }
 
@@ -381,6 +381,6 @@ async fn a_run_that_cannot_start_leaves_no_sandbox() {
         );
     }
     assert!(failed);
-    assert!(served.client.list().await.unwrap().is_empty());
+    assert!(served.client.list(&[]).await.unwrap().is_empty());
     served.end().await;
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorCode};
+use crate::firecracker::FirecrackerRelease;
 
 /// How to open a [`Host`](crate::Host).
 ///
@@ -22,6 +23,11 @@ pub struct HostConfig {
     pub runtime_dir: PathBuf,
     /// Firecracker's binary; `$KILN_FIRECRACKER` or `PATH` when unset.
     pub firecracker: Option<PathBuf>,
+    /// Which release of Firecracker is fetched where KVM runs guests and there is no binary.
+    pub firecracker_release: FirecrackerRelease,
+    /// Where releases come from instead of Firecracker's own page: `URL/latest`,
+    /// `URL/download/TAG/…`.
+    pub firecracker_releases: Option<String>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
     /// Machines that boot at the same time; the rest wait their turn. The number of processors
@@ -46,6 +52,8 @@ impl HostConfig {
             data_dir: data_dir.into(),
             runtime_dir: runtime_dir.into(),
             firecracker: None,
+            firecracker_release: FirecrackerRelease::default(),
+            firecracker_releases: None,
             qemu: None,
             parallel_boots: None,
             boot_deadline: None,
@@ -124,6 +132,10 @@ impl Directories {
     }
     pub(crate) fn volumes(&self) -> PathBuf {
         self.data.join("volumes")
+    }
+    /// Firecracker's releases, a directory each.
+    pub(crate) fn firecracker(&self) -> PathBuf {
+        self.data.join("firecracker")
     }
     pub(crate) fn kernels(&self) -> PathBuf {
         self.data.join("kernels")

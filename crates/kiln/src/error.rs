@@ -21,6 +21,8 @@ pub enum ErrorCode {
     Ambiguous,
     /// The name is taken.
     NameTaken,
+    /// The idempotency key belongs to another request.
+    IdempotencyKeyReused,
     /// The call does not fit the sandbox's state.
     InvalidState,
     /// Another process owns the data directory.
@@ -43,8 +45,6 @@ pub enum ErrorCode {
     VolumeInUse,
     /// The volume cannot be made, checked or grown.
     VolumeFailed,
-    /// Firecracker's newest release cannot be found out.
-    VersionFetchFailed,
     /// It cannot be found out which base image is meant.
     BaseImageResolveFailed,
     /// The manifest of a base image cannot be had.
@@ -61,6 +61,12 @@ pub enum ErrorCode {
     NoEngine,
     /// A VMM binary is missing.
     BinaryNotFound,
+    /// A VMM's release cannot be downloaded, or is not what was published.
+    DownloadFailed,
+    /// Nobody says which release of a VMM is the newest.
+    VersionFetchFailed,
+    /// Control groups cannot be seen, so no machine can be limited.
+    CgroupsHidden,
     /// The machine could not be started.
     StartFailed,
     /// The guest did not come up in time.
@@ -75,6 +81,14 @@ pub enum ErrorCode {
     ExecFailed,
     /// No exec session has this number.
     SessionNotFound,
+    /// Nothing in the guest takes connections at the port.
+    GuestPortClosed,
+    /// The guest's agent, kept by a snapshot, cannot do that yet.
+    AgentTooOld,
+    /// The guest has no such file or directory.
+    FileNotFound,
+    /// A file of the guest cannot be read, written or changed.
+    FileFailed,
     /// Not enough free space.
     DiskFull,
     /// This host can make no networks for sandboxes.
@@ -89,6 +103,20 @@ pub enum ErrorCode {
     AddressesExhausted,
     /// A network policy breaks a rule; all faults are named.
     InvalidNetworkPolicy,
+    /// No network has this name.
+    NetworkNotFound,
+    /// A sandbox has the network.
+    NetworkInUse,
+    /// A subnet is none, or is not free.
+    InvalidSubnet,
+    /// A name that no interface can have.
+    InvalidInterfaceName,
+    /// A tunnel is described wrongly.
+    InvalidWireGuard,
+    /// The bridge of a network could not be made, changed or taken down.
+    BridgeFailed,
+    /// A tunnel could not be brought into use.
+    WireGuardFailed,
     /// Something on this host failed: files, processes, the store.
     Host,
 }
@@ -103,6 +131,7 @@ impl ErrorCode {
             Self::NotFound => "NOT_FOUND",
             Self::Ambiguous => "AMBIGUOUS",
             Self::NameTaken => "NAME_TAKEN",
+            Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::InvalidState => "INVALID_STATE",
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
@@ -114,7 +143,6 @@ impl ErrorCode {
             Self::VolumeNotFound => "VOLUME_NOT_FOUND",
             Self::VolumeInUse => "VOLUME_IN_USE",
             Self::VolumeFailed => "VOLUME_FAILED",
-            Self::VersionFetchFailed => "VERSION_FETCH_FAILED",
             Self::BaseImageResolveFailed => "BASE_IMAGE_RESOLVE_FAILED",
             Self::BaseImageManifestFailed => "BASE_IMAGE_MANIFEST_FAILED",
             Self::InvalidBaseImageManifest => "INVALID_BASE_IMAGE_MANIFEST",
@@ -123,6 +151,9 @@ impl ErrorCode {
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
+            Self::DownloadFailed => "DOWNLOAD_FAILED",
+            Self::VersionFetchFailed => "VERSION_FETCH_FAILED",
+            Self::CgroupsHidden => "CGROUPS_HIDDEN",
             Self::StartFailed => "START_FAILED",
             Self::AgentTimeout => "AGENT_TIMEOUT",
             Self::AgentUnreachable => "AGENT_UNREACHABLE",
@@ -130,6 +161,10 @@ impl ErrorCode {
             Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::GuestPortClosed => "GUEST_PORT_CLOSED",
+            Self::AgentTooOld => "AGENT_TOO_OLD",
+            Self::FileNotFound => "FILE_NOT_FOUND",
+            Self::FileFailed => "FILE_FAILED",
             Self::DiskFull => "DISK_FULL",
             Self::NetworkUnavailable => "NETWORK_UNAVAILABLE",
             Self::NetworkSetupFailed => "NETWORK_SETUP_FAILED",
@@ -137,6 +172,13 @@ impl ErrorCode {
             Self::PortTaken => "PORT_TAKEN",
             Self::AddressesExhausted => "IP_EXHAUSTED",
             Self::InvalidNetworkPolicy => "INVALID_FIREWALL_CONFIG",
+            Self::NetworkNotFound => "NETWORK_NOT_FOUND",
+            Self::NetworkInUse => "NETWORK_IN_USE",
+            Self::InvalidSubnet => "INVALID_SUBNET",
+            Self::InvalidInterfaceName => "INVALID_INTERFACE_NAME",
+            Self::InvalidWireGuard => "INVALID_WIREGUARD_CONFIG",
+            Self::BridgeFailed => "BRIDGE_SETUP_FAILED",
+            Self::WireGuardFailed => "WIREGUARD_SETUP_FAILED",
             Self::Host => "HOST_ERROR",
         }
     }
@@ -150,13 +192,21 @@ impl ErrorCode {
             | Self::InvalidNetworkPolicy
             | Self::InvalidBaseImageManifest
             | Self::InvalidBaseImageCacheLimit
+            | Self::InvalidSubnet
+            | Self::InvalidInterfaceName
+            | Self::InvalidWireGuard
             | Self::Ambiguous => 400,
-            Self::NotFound | Self::SessionNotFound | Self::ImageNotFound | Self::VolumeNotFound => {
-                404
-            }
+            Self::NotFound
+            | Self::SessionNotFound
+            | Self::FileNotFound
+            | Self::ImageNotFound
+            | Self::VolumeNotFound
+            | Self::NetworkNotFound => 404,
             Self::NameTaken
+            | Self::IdempotencyKeyReused
             | Self::InvalidState
             | Self::PortTaken
+            | Self::NetworkInUse
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
@@ -168,17 +218,28 @@ impl ErrorCode {
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
-            | Self::ExecFailed => 422,
-            Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
+            | Self::ExecFailed
+            | Self::FileFailed => 422,
+            Self::NoEngine
+            | Self::BinaryNotFound
+            | Self::AgentTooOld
+            | Self::CgroupsHidden
+            | Self::NetworkUnavailable => 501,
             Self::StartFailed
-            | Self::AgentUnreachable
-            | Self::RegistryDenied
+            | Self::DownloadFailed
             | Self::VersionFetchFailed
+            | Self::AgentUnreachable
+            | Self::GuestPortClosed
+            | Self::RegistryDenied
             | Self::BaseImagePrepareFailed
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,
-            Self::Host | Self::NetworkSetupFailed | Self::TapFailed => 500,
+            Self::Host
+            | Self::NetworkSetupFailed
+            | Self::BridgeFailed
+            | Self::WireGuardFailed
+            | Self::TapFailed => 500,
         }
     }
 }
@@ -197,6 +258,7 @@ pub struct Error {
     hint: Option<String>,
     details: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    may_pass: bool,
 }
 
 impl Error {
@@ -209,6 +271,7 @@ impl Error {
             hint: None,
             details: None,
             source: None,
+            may_pass: false,
         }
     }
 
@@ -232,6 +295,17 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Says that the same may succeed when it is tried again.
+    pub(crate) fn that_may_pass(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    /// Whether the same may succeed when it is tried again.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.may_pass
     }
 
     /// The stable code.
@@ -290,7 +364,11 @@ impl From<GuestError> for Error {
                 Refusal::NotFound => ErrorCode::CommandNotFound,
                 Refusal::NotExecutable => ErrorCode::CommandNotExecutable,
                 Refusal::NoSuchSession => ErrorCode::SessionNotFound,
+                Refusal::NoSuchFile => ErrorCode::FileNotFound,
+                Refusal::FileRefused => ErrorCode::FileFailed,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
+                Refusal::PortClosed => ErrorCode::GuestPortClosed,
+                Refusal::TooOld => ErrorCode::AgentTooOld,
                 _ => ErrorCode::ExecFailed,
             },
             GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,

@@ -34,6 +34,12 @@ pub struct ExecSpec {
     /// the image names, and has the grace time to end.
     #[serde(default)]
     pub main: bool,
+    /// With a terminal: let the sandbox's time-out end it also while this client is attached.
+    #[serde(default)]
+    pub keep_timeout: bool,
+    /// End it with all its processes after this long, whether somebody is attached or not.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
 }
 
 /// Size of a terminal in character cells.
@@ -79,15 +85,18 @@ pub enum ExecExit {
     Code(i32),
     /// It was ended by this signal.
     Signal(i32),
+    /// It was ended at its time-out, by this signal.
+    TimedOut(i32),
 }
 
 impl ExecExit {
-    /// As a shell tells it: the status, or 128 + the signal.
+    /// As a shell tells it: the status, 128 + the signal, or 124 at a time-out.
     #[must_use]
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => 128 + signal,
+            Self::TimedOut(_) => 124,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln_image::Progress;
 use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Directories, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 use crate::console::ConsoleReader;
@@ -15,15 +15,20 @@ use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, Events};
 use crate::exec::{ExecSpec, SessionInfo};
-use crate::guest::{ExecSession, GuestLink, GuestStats};
+use crate::guest::{ExecSession, GuestLink};
 use crate::lock::DataLock;
 use crate::material::Materials;
 use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
-use crate::sandbox::driver::{self, Command, DriverHandle, View};
-use crate::sandbox::{InitSystem, SandboxInfo, SandboxSpec, SandboxState, random_id};
-use crate::store::{SandboxRow, Sandboxes, Store};
+use crate::sandbox::command;
+use crate::sandbox::driver::{self, Command, DriverHandle, Start, View};
+use crate::sandbox::turns::{Turn, Turns};
+use crate::sandbox::{
+    Filter, SandboxInfo, SandboxSpec, SandboxState, SandboxUpdate, WaitFor, random_id, wait,
+};
+use crate::store::{Created, Idempotency, SandboxRow, Sandboxes, Store};
+use crate::usage::{SandboxStats, VmmUsage};
 use crate::volumes::Volumes;
 
 /// The owner of a data directory. Clones share it; see [`HostConfig`] for an example.
@@ -48,10 +53,12 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
-    pub(crate) networks: Networks,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
     drivers: RwLock<HashMap<String, DriverHandle>>,
-    boots: Arc<Semaphore>,
+    boots: Turns,
+    /// Held by who creates with an idempotency key: what the store says is made has a driver.
+    creating: tokio::sync::Mutex<()>,
     _lock: DataLock,
 }
 
@@ -93,18 +100,25 @@ impl Host {
     /// [`ErrorCode::DataDirTooNew`], [`ErrorCode::Host`].
     pub async fn open(config: HostConfig) -> Result<Self, Error> {
         config.check()?;
+        let engines = Engines::new(&config, &Directories::new(&config));
+        Self::open_with(config, engines).await
+    }
+
+    /// As [`Host::open`], with these engines.
+    pub(crate) async fn open_with(config: HostConfig, engines: Engines) -> Result<Self, Error> {
         let directories = Directories::new(&config);
         directories.create()?;
         let lock = DataLock::take(&directories.lock())?;
         let store = Store::open(&directories.database())?;
         let shared = Arc::new(Shared {
-            engines: Engines::new(&config, directories.cache()),
+            engines,
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
-            networks: Networks::new(&config.data_dir, store.clone()),
+            networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
             drivers: RwLock::default(),
-            boots: Arc::new(Semaphore::new(parallel_boots(&config))),
+            boots: Turns::new(parallel_boots(&config)),
+            creating: tokio::sync::Mutex::default(),
             _lock: lock,
             config,
             directories,
@@ -121,7 +135,11 @@ impl Host {
     /// None at present; a host without an engine says so in the answer.
     pub async fn info(&self) -> Result<HostInfo, Error> {
         let views = self.shared.views();
-        let chosen = self.shared.engines.choose(EnginePreference::Auto).await;
+        let chosen = self
+            .shared
+            .engines
+            .choose(EnginePreference::Auto, None)
+            .await;
         let (engine, reason, findings, warnings) = match chosen {
             Ok(chosen) => {
                 let warnings = chosen.warning.clone().into_iter().collect();
@@ -162,52 +180,147 @@ impl Host {
     /// [`ErrorCode::InvalidSpec`] with every fault, [`ErrorCode::NameTaken`],
     /// [`ErrorCode::ImageFailed`] when the image does not exist.
     pub async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
-        spec.check()?;
-        let image = self.shared.materials.check_sources(&spec)?;
-        let row = SandboxRow {
-            id: random_id()?,
-            spec,
-            image,
-            image_id: None,
-            image_config: None,
-            state: SandboxState::Created,
-            intent: None,
-            engine: None,
-            machine: None,
-            reason: None,
-            warnings: Vec::new(),
-            timings: None,
-            created_at_ms: crate::clock::now_ms(),
-            started_at_ms: None,
-        };
+        let row = self.new_row(spec)?;
         let stored = row.clone();
         self.shared
             .store
             .write(move |tx| Sandboxes(tx).insert(&stored))
             .await?;
+        Ok(self.begin(row))
+    }
+
+    /// As [`Host::create`], once: repeated with the same key and spec, it answers the sandbox that
+    /// was made, until that is removed.
+    ///
+    /// # Errors
+    /// As [`Host::create`], and [`ErrorCode::IdempotencyKeyReused`] when the key was used with
+    /// another spec.
+    pub async fn create_once(&self, key: &str, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
+        check_idempotency_key(key)?;
+        let row = self.new_row(spec)?;
+        let _turn = self.shared.creating.lock().await;
+        let (stored, owned) = (row.clone(), key.to_owned());
+        let created = self
+            .shared
+            .store
+            .write(move |tx| Idempotency(tx).create(&owned, &stored));
+        match created.await? {
+            Created::Now => Ok(self.begin(row)),
+            Created::Before(id) => self.get(&id).await,
+            Created::KeyOfAnother => Err(Error::new(
+                ErrorCode::IdempotencyKeyReused,
+                format!("the idempotency key {key:?} was used for another request"),
+            )
+            .with_hint("use a new key for each sandbox")),
+        }
+    }
+
+    fn new_row(&self, spec: SandboxSpec) -> Result<SandboxRow, Error> {
+        spec.check()?;
+        let image = self.shared.materials.check_sources(&spec)?;
+        Ok(SandboxRow::new(random_id()?, spec, image))
+    }
+
+    /// Gives a row that is stored its driver.
+    fn begin(&self, row: SandboxRow) -> SandboxInfo {
         let info = SandboxInfo::from(&row);
         self.shared.events.publish(&row.id, Some(row.state));
         self.shared
             .adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
-        Ok(info)
+        info
     }
 
-    /// Boots a sandbox and waits until its agent answers. Goes on when the caller leaves.
+    /// Boots a sandbox, waits until its agent answers and runs its main command, if it has one.
+    /// Goes on when the caller leaves. One that runs already is a success.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidState`] when it runs already, and whatever kept it from coming up;
-    /// nothing of the attempt is left then.
+    /// [`ErrorCode::InvalidState`] when it is paused or on its way down, and whatever kept it from
+    /// coming up; nothing of the attempt is left then.
     pub async fn start(
         &self,
         key: &str,
         progress: Arc<dyn Progress>,
     ) -> Result<SandboxInfo, Error> {
-        let started = self
-            .ask(key, |reply| Command::Start { progress, reply })
-            .await?;
+        let how = Start {
+            progress,
+            run_command: true,
+        };
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
         // It may have fetched an image, which is in use now.
         self.shared.keep_to_quota(Vec::new());
         Ok(started)
+    }
+
+    /// As [`Host::start`], but leaves the main command to the caller, who wants to be attached to it
+    /// from its first byte on.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub async fn start_without_command(
+        &self,
+        key: &str,
+        progress: Arc<dyn Progress>,
+    ) -> Result<SandboxInfo, Error> {
+        let how = Start {
+            progress,
+            run_command: false,
+        };
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
+    }
+
+    /// Stops a sandbox, if it runs, and starts it.
+    ///
+    /// # Errors
+    /// As [`Host::stop`] and [`Host::start`].
+    pub async fn restart(
+        &self,
+        key: &str,
+        grace: Duration,
+        progress: Arc<dyn Progress>,
+    ) -> Result<SandboxInfo, Error> {
+        let how = Start {
+            progress,
+            run_command: true,
+        };
+        self.ask(key, |reply| Command::Restart { grace, how, reply })
+            .await
+    }
+
+    /// Halts a running sandbox's processors. One that is paused is a success.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidState`] when it does not run.
+    pub async fn pause(&self, key: &str) -> Result<SandboxInfo, Error> {
+        self.ask(key, |reply| Command::Pause { reply }).await
+    }
+
+    /// Lets a paused sandbox go on. One that runs is a success.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidState`] when it has no machine.
+    pub async fn resume(&self, key: &str) -> Result<SandboxInfo, Error> {
+        self.ask(key, |reply| Command::Resume { reply }).await
+    }
+
+    /// Changes what was asked of a sandbox: all of it, or on failure nothing.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidSpec`] with every fault, [`ErrorCode::NameTaken`],
+    /// [`ErrorCode::InvalidState`] for a change that a running machine cannot take.
+    pub async fn update(&self, key: &str, update: SandboxUpdate) -> Result<SandboxInfo, Error> {
+        let update = Box::new(update);
+        self.ask(key, |reply| Command::Update { update, reply })
+            .await
+    }
+
+    /// Waits until a sandbox has come to this; the sandbox as it is then, or was last.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Host`] when the host closes meanwhile.
+    pub async fn wait(&self, key: &str, what: WaitFor) -> Result<SandboxInfo, Error> {
+        wait(self.shared.driver(key)?, what).await
     }
 
     /// Ends a sandbox's machine; its scratch disk stays. One that is not running is a success.
@@ -237,11 +350,11 @@ impl Host {
         Ok(SandboxInfo::of(&view.row, view.machine.as_deref()))
     }
 
-    /// Every sandbox, newest first.
+    /// Every sandbox that meets all of these conditions, newest first.
     ///
     /// # Errors
     /// None at present.
-    pub async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
+    pub async fn list(&self, filters: &[Filter]) -> Result<Vec<SandboxInfo>, Error> {
         let mut views = self.shared.views();
         views.sort_by(|a, b| {
             (b.row.created_at_ms, &a.row.id).cmp(&(a.row.created_at_ms, &b.row.id))
@@ -249,6 +362,7 @@ impl Host {
         Ok(views
             .iter()
             .map(|view| SandboxInfo::of(&view.row, view.machine.as_deref()))
+            .filter(|sandbox| filters.iter().all(|filter| filter.fits(sandbox)))
             .collect())
     }
 
@@ -261,9 +375,12 @@ impl Host {
     /// [`ErrorCode::AgentUnreachable`].
     pub async fn exec(&self, key: &str, spec: &ExecSpec) -> Result<ExecSession, Error> {
         let link = self.link(key, "exec in")?;
-        let config = self.view(key)?.row.image_config.clone();
-        let completed = process::complete(config.as_ref(), spec)?;
-        Ok(link.exec_completed(&completed).await?)
+        let view = self.view(key)?;
+        let completed = process::complete(view.row.image_config.as_ref(), spec)?;
+        let held = view
+            .activity
+            .begin(spec.tty.is_some() && !spec.keep_timeout);
+        Ok(link.exec_completed(&completed).await?.counting_as(held))
     }
 
     /// What the main process of a sandbox is, when these words were given for it: the image's
@@ -279,9 +396,7 @@ impl Host {
         words: &[String],
     ) -> Result<Option<Vec<String>>, Error> {
         let view = self.view(key)?;
-        let config = view.row.image_config.as_ref();
-        // An image that brings its own init says with its command how to start that.
-        let config = config.filter(|_| view.row.spec.init == InitSystem::Kiln);
+        let config = command::own_command(&view.row);
         Ok(process::main_command(config, entrypoint, words))
     }
 
@@ -290,7 +405,11 @@ impl Host {
     /// # Errors
     /// As [`Host::exec`], and [`ErrorCode::SessionNotFound`].
     pub async fn attach(&self, key: &str, session: u64) -> Result<ExecSession, Error> {
-        Ok(self.link(key, "attach to")?.attach(session, 0).await?)
+        let link = self.link(key, "attach to")?;
+        let activity = self.view(key)?.activity;
+        let attached = link.attach(session, 0).await?;
+        let held = activity.begin(attached.tty);
+        Ok(attached.counting_as(held))
     }
 
     /// The sessions of a sandbox.
@@ -309,12 +428,18 @@ impl Host {
         Ok(self.link(key, "end a session of")?.kill(session).await?)
     }
 
-    /// Figures of a sandbox's guest, as the guest itself tells them.
+    /// Figures of a running sandbox: of its guest, as the guest itself tells them, and of its VMM, as
+    /// this host's kernel does.
     ///
     /// # Errors
     /// [`ErrorCode::InvalidState`] when it does not run, [`ErrorCode::AgentUnreachable`].
-    pub async fn stats(&self, key: &str) -> Result<GuestStats, Error> {
-        Ok(self.link(key, "ask")?.stats().await?)
+    pub async fn stats(&self, key: &str) -> Result<SandboxStats, Error> {
+        let link = self.link(key, "ask")?;
+        let pid = SandboxInfo::from(self.view(key)?.row.as_ref()).pid;
+        Ok(SandboxStats {
+            guest: link.stats().await?,
+            vmm: pid.and_then(VmmUsage::of),
+        })
     }
 
     /// The console of a sandbox, from the oldest byte that is kept.
@@ -410,11 +535,16 @@ impl Host {
         }
     }
 
-    fn view(&self, key: &str) -> Result<View, Error> {
+    /// Counts as a use of the sandbox while it is held.
+    pub(crate) fn use_of(&self, key: &str) -> Result<crate::sandbox::activity::Use, Error> {
+        Ok(self.view(key)?.activity.begin(false))
+    }
+
+    pub(crate) fn view(&self, key: &str) -> Result<View, Error> {
         Ok(self.shared.driver(key)?.view.borrow().clone())
     }
 
-    fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
+    pub(crate) fn link(&self, key: &str, call: &str) -> Result<GuestLink, Error> {
         let view = self.view(key)?;
         view.link
             .filter(|_| view.row.state == SandboxState::Running)
@@ -431,8 +561,9 @@ impl Host {
 
 impl Shared {
     /// Waits for a turn to boot: more boots than processors only make each slower.
-    pub(crate) async fn boot_turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.boots).acquire_owned().await.ok()
+    pub(crate) async fn boot_turn(&self, row: &SandboxRow) -> Turn {
+        let project = row.spec.project.as_deref().unwrap_or_default();
+        self.boots.take(project).await
     }
 
     pub(crate) fn boot_deadline(&self, chosen: &Chosen) -> Duration {
@@ -513,6 +644,18 @@ fn not_found(key: &str) -> Error {
         format!("no sandbox has the id or name {key:?}"),
     )
     .with_hint("`kiln ps` lists them")
+}
+
+/// Longest idempotency key.
+const MAX_KEY: usize = 255;
+
+fn check_idempotency_key(key: &str) -> Result<(), Error> {
+    let fits = (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|it| it.is_ascii_graphic());
+    if fits {
+        return Ok(());
+    }
+    let message = format!("the idempotency key is not 1 to {MAX_KEY} printable characters");
+    Err(Error::new(ErrorCode::InvalidSpec, message))
 }
 
 fn parallel_boots(config: &HostConfig) -> usize {

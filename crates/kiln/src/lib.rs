@@ -7,10 +7,13 @@ mod base_images;
 mod clock;
 mod config;
 mod console;
+mod doctor;
 mod engines;
 mod error;
 mod events;
 mod exec;
+mod files;
+mod firecracker;
 mod guest;
 mod host;
 mod image_choice;
@@ -22,15 +25,25 @@ mod process;
 mod recover;
 mod sandbox;
 mod store;
+mod usage;
 mod volumes;
+
+#[cfg(test)]
+mod tests;
 
 pub use base_images::EnsureBaseImage;
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
+pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
 pub use events::Event;
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use guest::{ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats};
+pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
+pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
+pub use guest::{
+    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream, TreeDownload,
+    TreeUpload,
+};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages, PullImage};
 pub use kiln_image::Volume;
@@ -43,7 +56,15 @@ pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
+pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
-pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
-pub use sandbox::{InitSystem, SandboxInfo, SandboxSpec, SandboxState, Timings, VolumeMount};
+pub use network::{
+    NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
+    ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
+};
+pub use sandbox::{
+    Filter, InitSystem, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo,
+    SandboxSpec, SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
+};
+pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -96,7 +96,7 @@ impl Materials {
         let images = library.store().clone();
         let stores = Stores {
             kernels: KernelStore::open(&directories.kernels())?,
-            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"))?,
+            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"), AGENT)?,
             scratch: ScratchDisks::new(images.templates()),
             images,
             library,
@@ -218,7 +218,7 @@ impl Stores {
     fn gather(&self, row: &SandboxRow, progress: &dyn Progress) -> Result<Material, Error> {
         let base = self.base_image(&row.spec, progress)?;
         let kernel = self.kernel(&row.spec, base.as_ref(), progress)?;
-        let initramfs = self.initramfs.ensure(AGENT, &kernel)?;
+        let initramfs = self.initramfs.ensure(&kernel)?;
         let (image, image_config) = self.image(row, base.as_ref(), progress)?;
         Ok(Material {
             kernel: kernel.vmlinux,

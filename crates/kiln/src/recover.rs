@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_vmm::AdoptError;
+use kiln_vmm::{AdoptError, MachineState};
 use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
 use crate::host::Shared;
 use crate::network;
 use crate::sandbox::driver::{self, Live};
-use crate::sandbox::{SandboxState, launch};
+use crate::sandbox::{RestartPolicy, SandboxState, launch};
 use crate::store::{Intent, SandboxRow, Sandboxes};
 
 /// Brings every stored sandbox to a state that is true, and starts its driver.
@@ -43,17 +43,22 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option
     if row.spec.ephemeral {
         row.intent = Some(Intent::Remove);
     }
-    if row.state == SandboxState::Running
+    if matches!(row.state, SandboxState::Running | SandboxState::Paused)
         && row.intent.is_none()
         && let Some(live) = adopted(shared, &row).await
     {
         info!(id = %row.id, "adopted");
+        // Paused and not written down, or the other way round: the machine knows.
+        row.state = match live.machine.state() {
+            MachineState::Paused => SandboxState::Paused,
+            _ => SandboxState::Running,
+        };
         let id = row.id.clone();
         shared.adopt_driver(driver::spawn(Arc::clone(shared), row, Some(live)));
         return Ok(Some(id));
     }
     end(&row).await?;
-    if row.intent == Some(Intent::Remove) {
+    if row.intent == Some(Intent::Remove) || goes_with_its_machine(&row) {
         finish_removal(shared, &row).await?;
         return Ok(None);
     }
@@ -106,6 +111,11 @@ async fn end(row: &SandboxRow) -> Result<(), Error> {
         })
 }
 
+/// One that is removed when it stops, and has.
+fn goes_with_its_machine(row: &SandboxRow) -> bool {
+    row.spec.remove_on_stop && row.started_at_ms.is_some()
+}
+
 /// What a row says once its machine, if any, has been ended.
 fn settle(row: &mut SandboxRow) {
     let (state, reason) = match (row.intent, row.state) {
@@ -114,9 +124,10 @@ fn settle(row: &mut SandboxRow) {
             Some("the daemon died while it started the sandbox"),
         ),
         (Some(Intent::Stop), _) | (None, SandboxState::Stopping) => {
-            (SandboxState::Stopped, Some("stopped on request"))
+            row.wants_running = false;
+            (SandboxState::Stopped, None)
         }
-        (_, SandboxState::Running) => (
+        (_, SandboxState::Running | SandboxState::Paused) => (
             SandboxState::Stopped,
             Some("the machine ended while no daemon ran"),
         ),
@@ -125,6 +136,9 @@ fn settle(row: &mut SandboxRow) {
     row.state = state;
     row.intent = None;
     row.machine = None;
+    row.expires_at_ms = None;
+    row.main_session = None;
+    row.wants_running &= row.spec.restart != RestartPolicy::No;
     if let Some(reason) = reason {
         row.reason = Some(reason.to_owned());
     }

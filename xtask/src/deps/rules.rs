@@ -8,17 +8,24 @@ use super::graph::Metadata;
 /// to be drawn in `docs/architecture.md` first.
 const ARROWS: &[(&str, &[&str])] = &[
     ("kiln-agent-proto", &[]),
-    ("kiln-agent", &["kiln-agent-proto"]),
+    ("kiln-tree", &[]),
+    ("kiln-agent", &["kiln-agent-proto", "kiln-tree"]),
     ("kiln-vmm", &[]),
     ("kiln-net", &[]),
     ("kiln-image", &[]),
     (
         "kiln",
-        &["kiln-agent-proto", "kiln-vmm", "kiln-net", "kiln-image"],
+        &[
+            "kiln-agent-proto",
+            "kiln-vmm",
+            "kiln-net",
+            "kiln-image",
+            "kiln-tree",
+        ],
     ),
     ("kiln-api", &[]),
     ("kiln-daemon", &["kiln", "kiln-api"]),
-    ("kiln-cli", &["kiln-api", "kiln-daemon"]),
+    ("kiln-cli", &["kiln-api", "kiln-daemon", "kiln-tree"]),
     ("xtask", &["kiln-agent-proto"]),
     ("e2e", &["kiln-api"]),
 ];

@@ -17,6 +17,7 @@ use kiln_agent_proto::message::{ErrorCode, Exec, WindowSize};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 
+pub(crate) use self::user::Users;
 use crate::cgroup::Cgroup;
 use crate::sys::child::{self, Launch, LaunchError};
 
@@ -54,9 +55,20 @@ pub(crate) enum SpawnedIo {
     },
 }
 
+/// Who that is, by the guest's own lists of users; root for an empty text.
+pub(crate) fn resolve_user(user: &str) -> Result<user::User, String> {
+    Users::of(Path::new("/etc"))
+        .resolve(user)
+        .map_err(|error| error.to_string())
+}
+
 /// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
-pub(crate) fn spawn(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
-    let plan = plan(exec)?;
+pub(crate) fn spawn(
+    exec: &Exec,
+    users: &Users,
+    cgroup: Option<&Cgroup>,
+) -> Result<Spawned, SpawnError> {
+    let plan = plan(exec, users)?;
     let (stdio, io) = match exec.tty {
         Some(size) => terminal(size),
         None => pipes(exec.stdin),
@@ -81,14 +93,15 @@ struct Plan {
     user: user::User,
 }
 
-fn plan(exec: &Exec) -> Result<Plan, SpawnError> {
+fn plan(exec: &Exec, users: &Users) -> Result<Plan, SpawnError> {
     let Some(name) = exec.argv.first() else {
         return refuse(ErrorCode::BadRequest, "no program given");
     };
     if exec.argv.iter().any(|arg| arg.contains(&0)) || exec.cwd.contains(&0) {
         return refuse(ErrorCode::BadRequest, "an argument contains a NUL byte");
     }
-    let user = user::resolve(Path::new("/etc"), &exec.user)
+    let user = users
+        .resolve(&exec.user)
         .or_else(|error| refuse(ErrorCode::NoSuchUser, error.to_string()))?;
     let env = environment::build(&user, exec.tty.is_some(), &exec.env).or_else(|name| {
         let text = format!("{name:?} cannot be an environment variable");

@@ -19,6 +19,7 @@ use kiln_agent_proto::limits::{INPUT_WINDOW, OUTPUT_WINDOW};
 use kiln_agent_proto::message::{Exited, WindowSize};
 use rustix::process::{Pid, Signal};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
@@ -52,6 +53,9 @@ pub(crate) struct Session {
     input: Notify,
     /// All sessions': one has ended, or a client has gone.
     changed: Rc<Notify>,
+    /// Ends it when its time is over.
+    timer: RefCell<Option<AbortHandle>>,
+    timed_out: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -178,6 +182,20 @@ impl Session {
         self.signal_all(Signal::KILL);
     }
 
+    /// Has all its processes end after this long.
+    fn limit_to(self: &Rc<Self>, time: Duration) {
+        // Weak: a session that is forgotten has no time any more.
+        let session = Rc::downgrade(self);
+        let timer = tokio::task::spawn_local(async move {
+            tokio::time::sleep(time).await;
+            if let Some(session) = session.upgrade() {
+                session.timed_out.set(true);
+                session.kill();
+            }
+        });
+        self.timer.replace(Some(timer.abort_handle()));
+    }
+
     fn signal_all(&self, signal: Signal) {
         // Once the leader is reaped its number may be a stranger's.
         if self.state.borrow().leader.is_some() {
@@ -253,7 +271,8 @@ impl Session {
     }
 
     /// The reaper has it.
-    fn leader_exited(&self, exit: Exited) {
+    fn leader_exited(&self, mut exit: Exited) {
+        exit.timed_out = self.timed_out.get();
         self.state.borrow_mut().leader = Some(exit);
         self.room.notify_waiters();
         self.input.notify_waiters();
@@ -278,6 +297,9 @@ impl Session {
         };
         state.ended = Some((exit, Instant::now()));
         drop(state);
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
         self.terminal.take();
         self.news.notify_waiters();
     }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::Role;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::fd::Fd;
 use crate::init::handover;
-use crate::process::{self, SpawnError, Spawned, SpawnedIo};
+use crate::process::{self, SpawnError, Spawned, SpawnedIo, Users};
 use crate::sys::signal;
 
 /// Sessions that run at once.
@@ -37,6 +38,9 @@ pub(crate) struct Sessions {
     all: RefCell<BTreeMap<u64, Rc<Session>>>,
     next: Cell<u64>,
     cgroups: Option<Cgroups>,
+    /// The next session's, made ahead.
+    spare: RefCell<Option<Cgroup>>,
+    users: Users,
     /// Groups to be removed when nothing runs in them any more.
     occupied: RefCell<Vec<Rc<Cgroup>>>,
     /// Somebody is about to do that.
@@ -53,6 +57,8 @@ impl Sessions {
             all: RefCell::default(),
             next: Cell::new(1),
             cgroups,
+            spare: RefCell::default(),
+            users: Users::of(Path::new("/etc")),
             occupied: RefCell::default(),
             sweeping: Cell::new(false),
             linger,
@@ -68,11 +74,8 @@ impl Sessions {
         self.admit()?;
         let id = self.next.get();
         self.next.set(id + 1);
-        let cgroup = self
-            .cgroups
-            .as_ref()
-            .and_then(|groups| groups.create(id).ok());
-        let spawned = match process::spawn(&exec, cgroup.as_ref()) {
+        let cgroup = self.spare.take().or_else(|| self.make_group(id));
+        let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 if let Some(group) = cgroup {
@@ -138,7 +141,12 @@ impl Sessions {
             room: Notify::new(),
             input: Notify::new(),
             changed: Rc::clone(&self.changed),
+            timer: RefCell::default(),
+            timed_out: Cell::new(false),
         });
+        if exec.timeout_ms > 0 {
+            session.limit_to(Duration::from_millis(exec.timeout_ms));
+        }
         self.all.borrow_mut().insert(id, Rc::clone(&session));
         io.pump(&session, exec.stdin);
         Ok(session)
@@ -179,7 +187,8 @@ impl Sessions {
         self.changed.notify_waiters();
     }
 
-    /// Removes empty groups a little later: the client waits for the end of its command first.
+    /// Removes empty groups a little later, and makes the next one: the client waits for the end of
+    /// its command first.
     fn sweep_soon(self: &Rc<Self>) {
         if self.occupied.borrow().is_empty() || self.sweeping.replace(true) {
             return;
@@ -192,7 +201,15 @@ impl Sessions {
                 .occupied
                 .borrow_mut()
                 .retain(|group| !group.remove());
+            if sessions.spare.borrow().is_none() {
+                let next = sessions.make_group(sessions.next.get());
+                sessions.spare.replace(next);
+            }
         });
+    }
+
+    fn make_group(&self, session: u64) -> Option<Cgroup> {
+        self.cgroups.as_ref()?.create(session).ok()
     }
 
     /// No further sessions.

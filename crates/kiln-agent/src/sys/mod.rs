@@ -3,6 +3,7 @@
 //! The only room of the agent with `unsafe`; what it offers is safe to call.
 
 pub(crate) mod child;
+pub(crate) mod child_signal;
 mod clone;
 pub(crate) mod entropy;
 pub(crate) mod event;

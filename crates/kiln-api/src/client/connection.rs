@@ -1,12 +1,12 @@
 //! One request on one connection.
 
-use std::path::Path;
+use std::{convert::Infallible, path::Path};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Body, Incoming},
     header::{self, HeaderValue},
     http::request,
 };
@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 
 use super::ClientError;
-use crate::{ErrorBody, VERSION_HEADER};
+use crate::{ErrorBody, TREE_TYPE, VERSION_HEADER};
 
 /// Largest answer that is read whole: thousands of sandboxes fit.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -43,12 +43,29 @@ pub(super) async fn send(
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
+    headers: &[(&str, &str)],
 ) -> Result<Answer, ClientError> {
     let mut builder = request(version, method, path);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
     if body.is_some() {
         builder = builder.header(header::CONTENT_TYPE, "application/json");
     }
-    exchange(socket, builder, body.unwrap_or_default()).await
+    let body = Full::<Bytes>::from(body.unwrap_or_default());
+    exchange(socket, builder, body).await
+}
+
+/// As [`send`], with a body that comes as it is read.
+pub(super) async fn send_stream(
+    socket: &Path,
+    version: Option<&str>,
+    method: Method,
+    path: &str,
+    body: UnsyncBoxBody<Bytes, Infallible>,
+) -> Result<Answer, ClientError> {
+    let builder = request(version, method, path).header(header::CONTENT_TYPE, TREE_TYPE);
+    exchange(socket, builder, body).await
 }
 
 /// Turns a connection into a WebSocket's.
@@ -63,33 +80,57 @@ pub(super) async fn upgrade(
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key);
-    let response = exchange(socket, builder, Vec::new()).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let status = accepted(response).await?.status();
-        return Err(ClientError::answer(format!(
-            "status {status} instead of a stream"
-        )));
-    }
+    let response = switched(exchange(socket, builder, Full::<Bytes>::default()).await?).await?;
     let accepts = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accepts.map(HeaderValue::as_bytes) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(ClientError::answer(
             "a stream that is not the one asked for",
         ));
     }
+    take(response).await
+}
+
+/// Turns a connection into one that speaks `protocol`.
+pub(super) async fn upgrade_to(
+    socket: &Path,
+    version: Option<&str>,
+    path: &str,
+    protocol: &str,
+) -> Result<Upgraded, ClientError> {
+    let builder = request(version, Method::GET, path)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, protocol);
+    take(switched(exchange(socket, builder, Full::<Bytes>::default()).await?).await?).await
+}
+
+async fn switched(response: Answer) -> Result<Answer, ClientError> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    let status = accepted(response).await?.status();
+    Err(ClientError::answer(format!(
+        "status {status} instead of a stream"
+    )))
+}
+
+async fn take(response: Answer) -> Result<Upgraded, ClientError> {
     hyper::upgrade::on(response)
         .await
         .map(TokioIo::new)
         .map_err(ClientError::lost)
 }
 
-async fn exchange(
+async fn exchange<B>(
     socket: &Path,
     builder: request::Builder,
-    body: Vec<u8>,
-) -> Result<Answer, ClientError> {
+    body: B,
+) -> Result<Answer, ClientError>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     // A user's text is in the path at most, and is escaped there.
     let request = builder
-        .body(Full::<Bytes>::from(body))
+        .body(body)
         .map_err(|_| ClientError::answer("the request has no valid form in HTTP"))?;
     let stream = TokioIo::new(connect(socket).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)

@@ -7,8 +7,11 @@ mod base_images;
 mod connection;
 mod error;
 mod exec_stream;
+mod files;
 mod images;
 mod log_stream;
+mod networks;
+mod sandboxes;
 mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -20,9 +23,11 @@ pub use error::ClientError;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use crate::{
-    AttachRequest, CreateSandbox, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof,
-    RunRequest, Sandbox, Session, StopSandbox, Version,
+    AttachRequest, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof, PORT_PROTOCOL,
+    RunRequest, Session, Version,
 };
 
 /// Talks to the daemon behind one socket. Cheap to clone.
@@ -30,7 +35,7 @@ use crate::{
 /// ```no_run
 /// # async fn example() -> Result<(), kiln_api::ClientError> {
 /// let client = kiln_api::Client::new("/run/kiln/kiln.sock");
-/// for sandbox in client.list().await? {
+/// for sandbox in client.list(&[]).await? {
 ///     println!("{} {}", sandbox.id, sandbox.state.as_str());
 /// }
 /// # Ok(())
@@ -81,63 +86,6 @@ impl Client {
         self.json(Method::GET, "/v1/info", None).await
     }
 
-    /// All sandboxes, newest first.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn list(&self) -> Result<Vec<Sandbox>, ClientError> {
-        self.json(Method::GET, "/v1/sandboxes", None).await
-    }
-
-    /// Creates a sandbox without starting it.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, ClientError> {
-        self.json(
-            Method::POST,
-            "/v1/sandboxes",
-            Some(connection::body(request)?),
-        )
-        .await
-    }
-
-    /// One sandbox.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn get(&self, key: &str) -> Result<Sandbox, ClientError> {
-        self.json(Method::GET, &sandbox_path(key, ""), None).await
-    }
-
-    /// Starts a sandbox and waits until it is up.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn start(&self, key: &str) -> Result<Sandbox, ClientError> {
-        self.json(Method::POST, &sandbox_path(key, "/start"), None)
-            .await
-    }
-
-    /// Stops a sandbox and waits until it is down. One that is down already stays so.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn stop(&self, key: &str, request: StopSandbox) -> Result<Sandbox, ClientError> {
-        let body = connection::body(&request)?;
-        self.json(Method::POST, &sandbox_path(key, "/stop"), Some(body))
-            .await
-    }
-
-    /// Removes a sandbox and all it wrote; with `force` also one that is up.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
-    pub async fn remove(&self, key: &str, force: bool) -> Result<(), ClientError> {
-        let path = sandbox_path(key, if force { "?force=true" } else { "" });
-        self.done(Method::DELETE, &path).await
-    }
-
     /// The network of a sandbox.
     ///
     /// # Errors
@@ -168,6 +116,20 @@ impl Client {
     pub async fn verify_network(&self, key: &str) -> Result<Vec<NetworkProof>, ClientError> {
         self.json(Method::POST, &sandbox_path(key, "/network/verify"), None)
             .await
+    }
+
+    /// Connects to a TCP port of a running guest's own loopback address, through its agent.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn connect_port(
+        &self,
+        key: &str,
+        port: u16,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
+        let path = sandbox_path(key, &format!("/ports/{port}"));
+        let version = self.version.as_deref();
+        connection::upgrade_to(&self.socket, version, &path, PORT_PROTOCOL).await
     }
 
     /// Commands that run in a sandbox, or ended there.
@@ -253,7 +215,8 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<connection::Answer, ClientError> {
-        connection::send(&self.socket, self.version.as_deref(), method, path, body).await
+        let version = self.version.as_deref();
+        connection::send(&self.socket, version, method, path, body, &[]).await
     }
 
     async fn stream<T: serde::Serialize + Sync>(

@@ -23,10 +23,20 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
+    to(&args.sandbox, args.session, daemon, output).await
+}
+
+/// Goes back to a session of a sandbox, or to the only one that runs.
+pub(super) async fn to(
+    sandbox: &str,
+    session: Option<u64>,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
     let sessions = daemon
-        .ask(async |client| client.sessions(&args.sandbox).await)
+        .ask(async |client| client.sessions(sandbox).await)
         .await?;
-    let session = choose(&sessions, args.session)?;
+    let session = choose(&sessions, session)?;
     let request = ExecRequest {
         argv: session.argv.clone(),
         tty: session.tty.then(terminal::size),
@@ -34,7 +44,7 @@ pub(crate) async fn run(
         ..ExecRequest::default()
     };
     let stream = daemon
-        .ask(async |client| client.attach(&args.sandbox, session.id).await)
+        .ask(async |client| client.attach(sandbox, session.id).await)
         .await?;
     session::drive(stream, Purpose::Attach, &request, false, output).await
 }

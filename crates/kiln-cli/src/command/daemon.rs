@@ -6,7 +6,9 @@ use std::{
 };
 
 use clap::Args;
-use kiln_daemon::{Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError};
+use kiln_daemon::{
+    Daemon as Server, DaemonConfig, DaemonLock, FirecrackerRelease, HostConfig, OpenError,
+};
 use rustix::{fs::Mode, process};
 use tokio::runtime::{Builder, Runtime};
 
@@ -49,6 +51,23 @@ pub(crate) struct DaemonArgs {
     #[arg(long, value_name = "SECONDS", env = "KILN_BOOT_TIMEOUT",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     boot_timeout: Option<u64>,
+    /// Fetch this release of Firecracker where KVM runs guests and no binary is found: known-good,
+    /// latest, never, or one such as v1.16.1 [default: known-good]
+    #[arg(
+        long,
+        value_name = "RELEASE",
+        env = "KILN_FIRECRACKER_VERSION",
+        hide_env_values = true
+    )]
+    firecracker_version: Option<FirecrackerRelease>,
+    /// Fetch releases from here [default: Firecracker's page of releases]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "KILN_FIRECRACKER_RELEASES",
+        hide_env_values = true
+    )]
+    firecracker_releases: Option<String>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -125,6 +144,8 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let default = if args.detached { IDLE_EXIT_S } else { 0 };
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
+    host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
+    host.firecracker_releases = args.firecracker_releases.clone();
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,

@@ -5,6 +5,7 @@ use clap::Args;
 use super::shared::CommandArgs;
 use crate::{
     Failure, Output,
+    output::span::Millis,
     session::{self, Purpose},
     start::Daemon,
 };
@@ -19,6 +20,12 @@ pub(crate) struct ExecArgs {
     /// Leave the command running and print the number of its session
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
+    /// End the command with all its processes after this long: 90s, 5m; the exit code is 124 then
+    #[arg(long, value_name = "SPAN")]
+    timeout: Option<Millis>,
+    /// With a terminal: let the sandbox's time-out end it also while this command runs
+    #[arg(long)]
+    no_extend_timeout: bool,
     /// Id, unique prefix of an id, or name
     sandbox: String,
     /// Command and its arguments
@@ -34,6 +41,8 @@ pub(crate) async fn run(
     let argv = args.words;
     let shell = argv.is_empty() && !args.detach;
     let mut request = args.command.request(argv, shell);
+    request.keep_timeout = args.no_extend_timeout;
+    request.timeout_ms = args.timeout.map(Millis::get);
     let mut purpose = Purpose::Exec;
     if args.detach {
         purpose = Purpose::Detach;

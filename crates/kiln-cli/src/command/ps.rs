@@ -13,9 +13,20 @@ pub(crate) struct PsArgs {
     /// List those without a machine too: created, stopped and failed ones
     #[arg(long, short)]
     all: bool,
+    /// Only those that meet this: state=running, label=NAME[=VALUE], project=NAME, name=PART,
+    /// id=START, image=NAME; several must all be met. A state shows those without a machine too
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
     /// Print ids only
     #[arg(long, short)]
     quiet: bool,
+}
+
+impl PsArgs {
+    fn names_state(&self) -> bool {
+        let names = |it: &String| it.starts_with("state=") || it.starts_with("status=");
+        self.filter.iter().any(names)
+    }
 }
 
 pub(crate) async fn run(
@@ -23,8 +34,11 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
-    let mut sandboxes = daemon.ask(async |client| client.list().await).await?;
-    sandboxes.retain(|sandbox| args.all || sandbox.state.is_live());
+    let mut sandboxes = daemon
+        .ask(async |client| client.list(&args.filter).await)
+        .await?;
+    let all = args.all || args.names_state();
+    sandboxes.retain(|sandbox| all || sandbox.state.is_live());
     if args.quiet {
         sandboxes
             .iter()
@@ -72,30 +86,16 @@ fn state(sandbox: &Sandbox) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kiln_api::SandboxState;
-
     use super::*;
 
     #[test]
     fn the_table_is_aligned() {
-        let sandbox = Sandbox {
-            id: "abcdef012345".into(),
-            name: Some("web".into()),
-            image: "default".into(),
-            state: SandboxState::Running,
-            engine: Some(EngineKind::Qemu),
-            vcpus: 1,
-            mem_mib: 512,
-            disk_mib: 10240,
-            tmpfs: false,
-            created_at_ms: 1_000,
-            started_at_ms: None,
-            reason: None,
-            pid: None,
-            warnings: vec![],
-            unprotected: vec![],
-            timings: None,
-        };
+        let sandbox: Sandbox = serde_json::from_value(serde_json::json!({
+            "id": "abcdef012345", "name": "web", "image": "default", "state": "running",
+            "engine": "qemu", "vcpus": 1, "mem_mib": 512, "disk_mib": 10240,
+            "created_at_ms": 1_000,
+        }))
+        .unwrap();
         let other = Sandbox {
             id: "b".into(),
             name: None,

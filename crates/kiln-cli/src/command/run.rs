@@ -1,19 +1,14 @@
 //! `kiln run`.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::ffi::OsString;
 
-use clap::{Args, ValueEnum};
-use kiln_api::{CreateSandbox, InitSystem, RunRequest};
+use clap::Args;
+use kiln_api::RunRequest;
 
-use super::{image::Pull, network::RunNetworkArgs, shared::CommandArgs, volume::Mount};
+use super::{sandbox_args::SandboxArgs, shared::CommandArgs};
 use crate::{
     Failure, Output,
-    cli::Engine,
-    output::size::Mebibytes,
-    place::{PlaceError, absolute},
+    place::PlaceError,
     session::{self, Purpose},
     start::Daemon,
 };
@@ -23,67 +18,19 @@ use crate::{
 /// Without a command, runs the image's own, or a shell. Ctrl-C reaches the command; a second one removes the sandbox.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Name to find the sandbox by
-    #[arg(long)]
-    name: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "N")]
-    cpus: Option<u8>,
-    /// Memory: MiB, or with a unit: 512M, 2G
-    #[arg(long, short, value_name = "SIZE")]
-    memory: Option<Mebibytes>,
-    /// Size of the sandbox's own disk: MiB, or with a unit
-    #[arg(long, value_name = "SIZE")]
-    disk: Option<Mebibytes>,
-    /// Keep what the guest writes in its memory instead of on a disk
-    #[arg(long, conflicts_with = "disk")]
-    tmpfs: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     command: CommandArgs,
-    /// The guest's host name
-    #[arg(long)]
-    hostname: Option<String>,
     /// Leave the sandbox running in the background and print its id
     #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
     /// Keep the sandbox when the command ends
     #[arg(long)]
     keep: bool,
-    /// Boot this kernel (vmlinux or bzImage)
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Modules of that kernel
-    #[arg(long, value_name = "DIR", requires = "kernel")]
-    modules: Option<PathBuf>,
-    /// Run although the VMM cannot be confined as it should be
-    #[arg(long)]
-    allow_insecure_vmm: bool,
-    /// Engine to run it on
-    #[arg(long, value_enum, env = "KILN_ENGINE")]
-    engine: Option<Engine>,
-    #[command(flatten)]
-    network: RunNetworkArgs,
     /// Print how long each phase took, on standard error
     #[arg(long)]
     timings: bool,
-    /// A volume, and where the guest has it; of several sandboxes with `:ro`
-    #[arg(long, value_name = "NAME:/PATH[:ro]")]
-    volume: Vec<Mount>,
-    /// When to ask the registry for the image
-    #[arg(long, value_enum, value_name = "WHEN")]
-    pull: Option<Pull>,
-    /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
-    #[arg(long, value_name = "NAME")]
-    runtime: Option<String>,
-    /// Boot a base image, kernel and all: latest, lts, hosted, debian, or the id of one that is here
-    #[arg(long, value_name = "PRESET|ID", conflicts_with_all = ["runtime", "kernel"])]
-    bundle: Option<String>,
-    /// Which of the image's builds, such as linux/amd64
-    #[arg(long, value_name = "OS/ARCH")]
-    platform: Option<String>,
-    /// Process 1 of the guest: Kiln's agent, or the image's own init, be it systemd or another
-    #[arg(long, value_enum, value_name = "WHO")]
-    init: Option<Init>,
     /// Run this instead of the image's entrypoint and command; "" runs just COMMAND
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
@@ -95,40 +42,11 @@ pub(crate) struct RunArgs {
     words: Vec<String>,
 }
 
-/// Process 1 of a guest.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Init {
-    /// Kiln's agent.
-    Kiln,
-    /// The image's own.
-    Systemd,
-}
-
-impl From<Init> for InitSystem {
-    fn from(init: Init) -> Self {
-        match init {
-            Init::Kiln => Self::Kiln,
-            Init::Systemd => Self::Systemd,
-        }
-    }
-}
-
 impl RunArgs {
     /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
     /// it with `--runtime` or `--bundle`, which name one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.runtime.is_some() || self.bundle.is_some() {
-            self.words.splice(..0, self.image.take());
-            return;
-        }
-        let Some(image) = &self.image else { return };
-        // All that follows the image is the command, word for word, so it is counted from the end.
-        let mut before = typed.iter().rev().skip(self.words.len());
-        let is_image = before
-            .next()
-            .is_some_and(|word| word.to_str() == Some(image));
-        let after_dashes = before.next().is_some_and(|word| word == "--");
-        if is_image && after_dashes {
+        if self.sandbox.names_image() || first_is_command(&self.image, &self.words, typed) {
             self.words.splice(..0, self.image.take());
         }
     }
@@ -140,26 +58,7 @@ impl RunArgs {
         if self.detach {
             exec.stdin = false;
         }
-        let sandbox = CreateSandbox {
-            name: self.name,
-            image: self.image.map(image).transpose()?,
-            runtime: self.runtime,
-            bundle: self.bundle,
-            platform: self.platform,
-            init: self.init.map(Into::into),
-            pull: self.pull.map(Into::into),
-            engine: self.engine.map(Into::into),
-            vcpus: self.cpus,
-            mem_mib: self.memory.map(Mebibytes::as_u32),
-            disk_mib: self.disk.map(Mebibytes::as_u64),
-            tmpfs: self.tmpfs,
-            volumes: self.volume.into_iter().map(Into::into).collect(),
-            kernel: self.kernel.as_deref().map(host_path).transpose()?,
-            modules: self.modules.as_deref().map(host_path).transpose()?,
-            hostname: self.hostname,
-            allow_insecure_vmm: self.allow_insecure_vmm,
-            network: Some(self.network.request()),
-        };
+        let sandbox = self.sandbox.request(self.image)?;
         Ok(RunRequest {
             sandbox,
             exec,
@@ -170,18 +69,19 @@ impl RunArgs {
     }
 }
 
-/// What looks like a path is one, also to the daemon, which stands elsewhere.
-fn image(image: String) -> Result<String, PlaceError> {
-    let path = Path::new(&image);
-    if image.starts_with('.') || path.exists() {
-        host_path(path)
-    } else {
-        Ok(image)
-    }
-}
-
-fn host_path(path: &Path) -> Result<String, PlaceError> {
-    Ok(absolute(path)?.to_string_lossy().into_owned())
+/// Whether the word in the image's place stands behind `--`, and so is the command.
+pub(super) fn first_is_command(
+    image: &Option<String>,
+    words: &[String],
+    typed: &[OsString],
+) -> bool {
+    let Some(image) = image else { return false };
+    // All that follows the image is the command, word for word, so it is counted from the end.
+    let mut before = typed.iter().rev().skip(words.len());
+    let is_image = before
+        .next()
+        .is_some_and(|word| word.to_str() == Some(image));
+    is_image && before.next().is_some_and(|word| word == "--")
 }
 
 pub(crate) async fn run(
@@ -204,6 +104,8 @@ pub(crate) async fn run(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::cli::{Cli, Command};
 
@@ -278,9 +180,14 @@ mod tests {
             "kiln run --bundle lts --kernel /k",
             "kiln run --bundle lts --runtime base",
             "kiln run --init upstart",
-            "kiln run --network bridge",
+            "kiln run --ip 172.30.0 img",
             "kiln run --network-policy open",
-            "kiln run --verify-hosts",
+            "kiln run --rule permit",
+            "kiln run --default-action drop",
+            "kiln run --timeout 0 img",
+            "kiln run --timeout 5x img",
+            "kiln run --restart sometimes img",
+            "kiln run --label =x img",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }
@@ -291,7 +198,8 @@ mod tests {
         let request = request(
             "kiln run --name n --cpus 2 -m 1G --disk 512M -e A=b -w /w -u u:g --hostname h --keep \
              --kernel /k --modules /m --engine qemu --network default --network-policy custom \
-             --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
+             --rule=deny\u{a0}any --rule=allow\u{a0}udp\u{a0}a.b\u{a0}53 --default-action allow \
+             --private-networks --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
              --publish 53:53/udp --bandwidth 5mbit/1mbit img -- c",
         );
         let sandbox = request.sandbox;
@@ -312,11 +220,35 @@ mod tests {
         assert_eq!(network.mode, Some(kiln_api::NetworkMode::Default));
         let policy = network.policy;
         assert_eq!(policy.mode, Some(kiln_api::PolicyMode::Custom));
+        assert!(policy.private_networks && policy.default_action.is_some());
+        let rules: Vec<_> = policy.rules.iter().map(|rule| rule.action).collect();
+        assert_eq!(
+            rules,
+            [kiln_api::RuleAction::Deny, kiln_api::RuleAction::Allow]
+        );
         assert_eq!(policy.allowed_domains, ["a.b", "c.d"]);
         assert_eq!(policy.allowed_cidrs, ["1.1.1.0/24"]);
         assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);
         assert_eq!(policy.publish, ["80:8080", "53:53/udp"]);
         assert_eq!(policy.bandwidth.upload.as_deref(), Some("1mbit"));
+    }
+
+    #[test]
+    fn b1_8_b1_9_time_outs_labels_and_policy_arrive() {
+        let sandbox = request(
+            "kiln run -d --timeout 2h30m --idle-timeout 10m --label a=b --label c --project p \
+             --restart on-failure:3 img",
+        )
+        .sandbox;
+        assert_eq!(sandbox.timeout_ms, Some(9_000_000));
+        assert_eq!(sandbox.idle_timeout_ms, Some(600_000));
+        assert_eq!(
+            (sandbox.labels["a"].as_str(), sandbox.labels["c"].as_str()),
+            ("b", "")
+        );
+        assert_eq!(sandbox.project.as_deref(), Some("p"));
+        assert_eq!(sandbox.restart.as_deref(), Some("on-failure:3"));
+        assert!(request("kiln run -d --rm img").sandbox.remove_on_stop);
     }
 
     #[test]
@@ -339,7 +271,7 @@ mod tests {
         let bundle = request("kiln run --bundle lts --platform linux/amd64 --init systemd true");
         assert_eq!(bundle.sandbox.bundle.as_deref(), Some("lts"));
         assert_eq!(bundle.sandbox.platform.as_deref(), Some("linux/amd64"));
-        assert_eq!(bundle.sandbox.init, Some(InitSystem::Systemd));
+        assert_eq!(bundle.sandbox.init, Some(kiln_api::InitSystem::Systemd));
         assert_eq!(bundle.exec.argv, words("true"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());

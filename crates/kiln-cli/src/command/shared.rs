@@ -6,7 +6,11 @@ use clap::Args;
 use kiln_api::{ClientError, ExecRequest};
 use serde::Serialize;
 
-use crate::{Failure, Output, session::terminal};
+use crate::{
+    Failure, Output,
+    session::{self, Purpose, terminal},
+    start::Daemon,
+};
 
 /// How a command runs.
 #[derive(Debug, Args)]
@@ -81,15 +85,57 @@ impl CommandArgs {
             tty: tty.then(terminal::size),
             stdin: self.interactive || tty || terminal::stdin_is_data(),
             kill_on_detach: true,
+            keep_timeout: false,
+            timeout_ms: None,
         }
+    }
+}
+
+/// A shell in a sandbox that is up.
+#[derive(Debug)]
+pub(super) struct Connect {
+    pub(super) sandbox: String,
+    pub(super) user: Option<String>,
+    pub(super) workdir: Option<String>,
+    pub(super) keep_timeout: bool,
+}
+
+impl Connect {
+    pub(super) fn to(sandbox: String) -> Self {
+        Self {
+            sandbox,
+            user: None,
+            workdir: None,
+            keep_timeout: false,
+        }
+    }
+
+    pub(super) async fn run(self, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+        let command = CommandArgs {
+            env: Vec::new(),
+            workdir: self.workdir,
+            user: self.user,
+            interactive: false,
+            tty: false,
+        };
+        let request = ExecRequest {
+            keep_timeout: self.keep_timeout,
+            ..command.request(Vec::new(), true)
+        };
+        let stream = daemon
+            .ask(async |client| client.exec(&self.sandbox, &request).await)
+            .await?;
+        session::drive(stream, Purpose::Exec, &request, false, output).await
     }
 }
 
 /// What became of one of several.
 #[derive(Debug, Serialize)]
-struct Outcome<'a> {
+struct Outcome<'a, T> {
     sandbox: &'a str,
     ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<T>,
 }
 
 /// Does something to each; tells every failure and goes on.
@@ -98,35 +144,91 @@ pub(crate) async fn for_each(
     output: &Output,
     action: impl AsyncFn(&str) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let mut outcomes = Vec::with_capacity(keys.len());
-    let mut last = None;
-    for key in keys {
-        let result = action(key).await;
-        outcomes.push(Outcome {
+    let outcomes = all(keys, output, |key, ()| key.to_owned(), action).await;
+    let shown: Vec<_> = outcomes
+        .told
+        .iter()
+        .map(|(key, result)| Outcome::<()> {
             sandbox: key,
-            ok: result.is_ok(),
-        });
-        match result {
-            Ok(()) => output.line(key),
+            ok: result.is_some(),
+            result: None,
+        })
+        .collect();
+    output.object(&shown);
+    outcomes.conclude(output)
+}
+
+/// As [`for_each`], and shows what came of each.
+pub(crate) async fn for_each_with<T: Serialize>(
+    keys: &[String],
+    output: &Output,
+    line: impl Fn(&str, &T) -> String,
+    action: impl AsyncFn(&str) -> Result<T, Failure>,
+) -> Result<u8, Failure> {
+    let outcomes = all(keys, output, |key, result| line(key, result), action).await;
+    let shown: Vec<_> = outcomes
+        .told
+        .iter()
+        .map(|(key, result)| Outcome {
+            sandbox: key,
+            ok: result.is_some(),
+            result: result.as_ref(),
+        })
+        .collect();
+    output.object(&shown);
+    outcomes.conclude(output)
+}
+
+/// What became of all, and the last failure, which is not told yet.
+struct Outcomes<'a, T> {
+    told: Vec<(&'a str, Option<T>)>,
+    last: Option<Failure>,
+}
+
+async fn all<'a, T>(
+    keys: &'a [String],
+    output: &Output,
+    line: impl Fn(&str, &T) -> String,
+    action: impl AsyncFn(&str) -> Result<T, Failure>,
+) -> Outcomes<'a, T> {
+    let mut outcomes = Outcomes {
+        told: Vec::with_capacity(keys.len()),
+        last: None,
+    };
+    for key in keys {
+        let result = match action(key).await {
+            Ok(result) => {
+                output.line(&line(key, &result));
+                Some(result)
+            }
             Err(failure) => {
                 // The last is told by main; so a single one is told once.
-                if let Some(earlier) = last.replace(failure) {
+                if let Some(earlier) = outcomes.last.replace(failure) {
                     output.failure(&Failure::report(&earlier));
                 }
+                None
             }
-        }
+        };
+        outcomes.told.push((key, result));
     }
-    output.object(&outcomes);
-    let failed = outcomes.iter().filter(|outcome| !outcome.ok).count();
-    match last {
-        None => Ok(0),
-        Some(only) if failed == 1 => Err(only),
-        Some(last) => {
-            output.failure(&last.report());
-            Err(Failure::Several {
-                failed,
-                asked: keys.len(),
-            })
+    outcomes
+}
+
+impl<T> Outcomes<'_, T> {
+    fn conclude(self, output: &Output) -> Result<u8, Failure> {
+        let asked = self.told.len();
+        let failed = self
+            .told
+            .iter()
+            .filter(|(_, result)| result.is_none())
+            .count();
+        match self.last {
+            None => Ok(0),
+            Some(only) if failed == 1 => Err(only),
+            Some(last) => {
+                output.failure(&last.report());
+                Err(Failure::Several { failed, asked })
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod progress;
 pub(crate) mod size;
+pub(crate) mod span;
 pub(crate) mod table;
 pub(crate) mod timings;
 
@@ -41,6 +42,15 @@ impl Output {
     pub(crate) fn object(&self, value: &impl Serialize) {
         if self.json {
             print_out(&to_json(value));
+        }
+    }
+
+    /// A result for programs that people read too: one line of JSON with `--json`, else indented.
+    pub(crate) fn pretty(&self, value: &impl Serialize) {
+        if self.json {
+            print_out(&to_json(value));
+        } else {
+            print_out(&serde_json::to_string_pretty(value).unwrap_or_default());
         }
     }
 
@@ -112,7 +122,7 @@ fn in_words(report: &ErrorReport) -> String {
 }
 
 /// A guest's console can hold sequences that a terminal obeys.
-fn printable(line: &str) -> String {
+pub(crate) fn printable(line: &str) -> String {
     line.chars()
         .filter(|it| *it == '\t' || !it.is_control())
         .collect()

@@ -2,11 +2,15 @@
 
 use std::time::SystemTime;
 
-use kiln::{EngineKind, EnginePreference, ExecExit, ExecSpec, SandboxSpec, SandboxState};
+use kiln::{
+    EngineKind, EnginePreference, ExecExit, ExecSpec, RestartPolicy, SandboxSpec, SandboxState,
+};
 
-pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
+use crate::http::error::ApiError;
+
+pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiError> {
     let default = SandboxSpec::default();
-    SandboxSpec {
+    Ok(SandboxSpec {
         name: request.name,
         image: request.image,
         runtime: request.runtime,
@@ -28,6 +32,52 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> SandboxSpec {
         network: request
             .network
             .map_or(default.network, super::networks::spec),
+        labels: request.labels,
+        project: request.project,
+        timeout_ms: request.timeout_ms,
+        idle_timeout_ms: request.idle_timeout_ms,
+        remove_on_stop: request.remove_on_stop,
+        restart: restart_policy(request.restart)?.unwrap_or(default.restart),
+        command: request.command.map(main_command),
+    })
+}
+
+pub(super) fn main_command(command: kiln_api::MainCommand) -> kiln::MainCommand {
+    let words = command.exec.argv.clone();
+    kiln::MainCommand {
+        entrypoint: command.entrypoint,
+        exec: ExecSpec {
+            // Not a shell where nothing is said: the image's own command.
+            argv: words,
+            ..exec_spec(command.exec)
+        },
+    }
+}
+
+pub(super) fn update(request: kiln_api::UpdateSandbox) -> Result<kiln::SandboxUpdate, ApiError> {
+    Ok(kiln::SandboxUpdate {
+        name: request.name,
+        labels: request.labels,
+        project: request.project,
+        timeout_ms: request.timeout_ms,
+        idle_timeout_ms: request.idle_timeout_ms,
+        restart: restart_policy(request.restart)?,
+        remove_on_stop: request.remove_on_stop,
+        vcpus: request.vcpus,
+        mem_mib: request.mem_mib,
+    })
+}
+
+fn restart_policy(text: Option<String>) -> Result<Option<RestartPolicy>, ApiError> {
+    let parsed = text.map(|text| text.parse()).transpose();
+    parsed.map_err(|error: kiln::NoRestartPolicy| ApiError::invalid(error.to_string()))
+}
+
+pub(super) fn wait_for(what: kiln_api::WaitFor) -> kiln::WaitFor {
+    match what {
+        kiln_api::WaitFor::Stopped => kiln::WaitFor::Stopped,
+        kiln_api::WaitFor::Running => kiln::WaitFor::Running,
+        kiln_api::WaitFor::Removed => kiln::WaitFor::Removed,
     }
 }
 
@@ -97,6 +147,8 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         stdin: request.stdin,
         kill_on_detach: request.kill_on_detach,
         main: false,
+        keep_timeout: request.keep_timeout,
+        timeout_ms: request.timeout_ms,
     }
 }
 
@@ -118,6 +170,15 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         warnings: info.warnings,
         unprotected: info.unprotected,
         timings: info.timings.map(timings),
+        labels: info.labels,
+        project: info.project,
+        expires_at_ms: info.expires_at_ms,
+        timeout_ms: info.timeout_ms,
+        idle_timeout_ms: info.idle_timeout_ms,
+        remove_on_stop: info.remove_on_stop,
+        restart: info.restart.to_string(),
+        restarts: info.restarts,
+        main_session: info.main_session,
     }
 }
 
@@ -126,6 +187,7 @@ fn state(state: SandboxState) -> kiln_api::SandboxState {
         SandboxState::Created => kiln_api::SandboxState::Created,
         SandboxState::Starting => kiln_api::SandboxState::Starting,
         SandboxState::Running => kiln_api::SandboxState::Running,
+        SandboxState::Paused => kiln_api::SandboxState::Paused,
         SandboxState::Stopping => kiln_api::SandboxState::Stopping,
         SandboxState::Stopped => kiln_api::SandboxState::Stopped,
         SandboxState::Error => kiln_api::SandboxState::Error,
@@ -167,6 +229,7 @@ pub(crate) fn exit_status(exit: ExecExit) -> kiln_api::ExitStatus {
     match exit {
         ExecExit::Code(code) => kiln_api::ExitStatus::Code(code),
         ExecExit::Signal(signal) => kiln_api::ExitStatus::Signal(signal),
+        ExecExit::TimedOut(signal) => kiln_api::ExitStatus::TimedOut(signal),
     }
 }
 
@@ -220,6 +283,46 @@ fn image_config(config: kiln::ImageConfig) -> kiln_api::ImageConfig {
         stop_signal: config.stop_signal,
         exposed_ports: config.exposed_ports,
         labels: config.labels,
+    }
+}
+
+pub(super) fn file(info: kiln::FileInfo) -> kiln_api::FileInfo {
+    kiln_api::FileInfo {
+        name: info.name,
+        kind: match info.kind {
+            kiln::FileKind::File => kiln_api::FileKind::File,
+            kiln::FileKind::Directory => kiln_api::FileKind::Directory,
+            kiln::FileKind::Symlink => kiln_api::FileKind::Symlink,
+            kiln::FileKind::Other => kiln_api::FileKind::Other,
+        },
+        mode: info.mode,
+        uid: info.uid,
+        gid: info.gid,
+        size: info.size,
+        mtime_ms: info.mtime_ms,
+        link: info.link,
+    }
+}
+
+pub(super) fn stats(stats: kiln::SandboxStats) -> kiln_api::Stats {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let kiln::SandboxStats { guest, vmm } = stats;
+    kiln_api::Stats {
+        at_ms: unix_ms(SystemTime::now()),
+        uptime_ms: ms(guest.uptime),
+        cpus: guest.cpus,
+        cpu_busy_ms: ms(guest.cpu_busy),
+        load1: guest.load1,
+        mem_total_kib: guest.mem_total_kib,
+        mem_available_kib: guest.mem_available_kib,
+        disk_total_kib: guest.disk_total_kib,
+        disk_used_kib: guest.disk_used_kib,
+        net_rx_bytes: guest.net_rx_bytes,
+        net_tx_bytes: guest.net_tx_bytes,
+        processes: guest.processes,
+        sessions: guest.sessions_running,
+        host_mem_kib: vmm.map(|vmm| vmm.memory_kib),
+        host_cpu_ms: vmm.map(|vmm| ms(vmm.cpu)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Commands in a sandbox that is up.
 
-use axum::{Extension, Json, extract::State, response::Response};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use kiln::ExecSession;
 use kiln_api::{AttachRequest, ExecRequest, Session, stream::ServerControl};
 
@@ -18,6 +18,14 @@ pub(super) async fn sessions(
 ) -> Result<Json<Vec<Session>>, ApiError> {
     let sessions = app.host.sessions(&key).await?;
     Ok(Json(sessions.into_iter().map(convert::session).collect()))
+}
+
+pub(super) async fn kill(
+    State(app): State<App>,
+    Named((key, session)): Named<(String, u64)>,
+) -> Result<StatusCode, ApiError> {
+    app.host.kill(&key, session).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn exec(

@@ -3,17 +3,21 @@
 mod base_images;
 pub(crate) mod convert;
 mod exec;
+mod files;
 mod host;
 mod images;
 mod logs;
+mod named_networks;
 mod networks;
+mod policy;
+mod ports;
 mod run;
 mod sandboxes;
 mod volumes;
 
 use axum::{
     Router, middleware,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use kiln::Host;
 
@@ -42,25 +46,36 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         )
         .route(
             "/v1/sandboxes/{key}",
-            get(sandboxes::get).delete(sandboxes::remove),
+            get(sandboxes::get)
+                .patch(sandboxes::update)
+                .delete(sandboxes::remove),
         )
         .route("/v1/sandboxes/{key}/start", post(sandboxes::start))
         .route("/v1/sandboxes/{key}/stop", post(sandboxes::stop))
+        .route("/v1/sandboxes/{key}/restart", post(sandboxes::restart))
+        .route("/v1/sandboxes/{key}/pause", post(sandboxes::pause))
+        .route("/v1/sandboxes/{key}/resume", post(sandboxes::resume))
+        .route("/v1/sandboxes/{key}/wait", get(sandboxes::wait))
         .route("/v1/sandboxes/{key}/logs", get(logs::read))
         .route(
             "/v1/sandboxes/{key}/network",
             get(networks::inspect).put(networks::update),
         )
         .route("/v1/sandboxes/{key}/network/verify", post(networks::verify))
+        .route("/v1/sandboxes/{key}/ports/{port}", get(ports::connect))
         .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
         .route("/v1/sandboxes/{key}/exec", get(exec::exec))
         .route(
             "/v1/sandboxes/{key}/sessions/{session}/attach",
             get(exec::attach),
         )
+        .route("/v1/sandboxes/{key}/stats", get(sandboxes::stats))
+        .route("/v1/sandboxes/{key}/sessions/{session}", delete(exec::kill))
+        .merge(files::routes())
         .merge(base_images::routes())
         .merge(images::routes())
         .merge(volumes::routes())
+        .merge(named_networks::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

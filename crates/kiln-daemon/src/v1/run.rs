@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{Extension, extract::State, response::Response};
 use kiln::{Host, SandboxInfo, SandboxSpec};
-use kiln_api::{ExecRequest, RunRequest, Timings, stream::ServerControl};
+use kiln_api::{ExecRequest, MainCommand, RunRequest, Timings, stream::ServerControl};
 
 use super::{App, convert, exec};
 use crate::{
@@ -50,8 +50,21 @@ impl Run {
             Err(end) => return self.stream.end_with(end).await,
         };
         let (keep, detach) = (request.keep, request.detach);
-        let mut spec = convert::spec(request.sandbox);
+        let mut spec = match convert::spec(request.sandbox) {
+            Ok(spec) => spec,
+            Err(refused) => return self.stream.end_with(End::Failed(refused)).await,
+        };
         spec.ephemeral = !(keep || detach);
+        if !spec.ephemeral {
+            // It is that command's sandbox also when it is started again.
+            spec.command = Some(convert::main_command(MainCommand {
+                entrypoint: request.entrypoint.clone(),
+                exec: ExecRequest {
+                    stdin: false,
+                    ..request.exec.clone()
+                },
+            }));
+        }
         let created = match self.create(spec).await {
             Ok(created) => created,
             Err(end) => return self.stream.end_with(end).await,
@@ -86,6 +99,9 @@ impl Run {
                 name,
             })
             .await?;
+        if detach {
+            return self.start_detached(&id).await;
+        }
         self.start(&id).await?;
         let main = self
             .app
@@ -93,9 +109,6 @@ impl Run {
             .main_command(&id, entrypoint.as_deref(), &request.argv)
             .await
             .map_err(|error| End::Failed(error.into()))?;
-        if detach && main.is_none() {
-            return Ok(End::Detached);
-        }
         request.argv = main.unwrap_or_default();
         let asked = Instant::now();
         let mut spec = convert::exec_spec(request);
@@ -104,14 +117,6 @@ impl Run {
         spec.main = true;
         let session = self.app.host.exec(&id, &spec).await;
         let session = session.map_err(|error| End::Failed(error.into()))?;
-        if detach {
-            let started = ServerControl::Started {
-                session: session.id,
-                pid: Some(session.pid),
-            };
-            self.stream.say(&started).await?;
-            return Ok(End::Detached);
-        }
         let end = exec::serve(session, &mut self.stream).await;
         self.timings.exec_us = Some(micros(asked));
         Ok(end)
@@ -121,13 +126,32 @@ impl Run {
         let (progress, events) = stream::progress();
         let started = self
             .stream
+            .watch(self.app.host.start_without_command(id, progress), events)
+            .await?;
+        self.tell_of(started).await.map(drop)
+    }
+
+    /// The command runs from the start on, and nobody is attached to it.
+    async fn start_detached(&mut self, id: &str) -> Result<End, End> {
+        let (progress, events) = stream::progress();
+        let started = self
+            .stream
             .watch(self.app.host.start(id, progress), events)
             .await?;
+        if let Some(session) = self.tell_of(started).await? {
+            let started = ServerControl::Started { session, pid: None };
+            self.stream.say(&started).await?;
+        }
+        Ok(End::Detached)
+    }
+
+    /// Passes on what a start has to say; the session of its command.
+    async fn tell_of(&mut self, started: SandboxInfo) -> Result<Option<u64>, End> {
         for message in started.warnings {
             self.stream.say(&ServerControl::Warning { message }).await?;
         }
         self.timings = started.timings.map(convert::timings).unwrap_or_default();
-        Ok(())
+        Ok(started.main_session)
     }
 
     /// What follows the end of the command: the status first, since the client waits for it, then
@@ -191,7 +215,7 @@ impl Ephemeral {
         }
         // Still armed while this waits.
         if let Some(id) = self.id.clone() {
-            self.host.remove(&id, true).await?;
+            gone(self.host.remove(&id, true).await)?;
         }
         self.id = None;
         Ok(())
@@ -205,7 +229,7 @@ impl Drop for Ephemeral {
         };
         let (host, busy) = (self.host.clone(), self.busy.take());
         tokio::spawn(async move {
-            if let Err(error) = host.remove(&id, true).await {
+            if let Err(error) = gone(host.remove(&id, true).await) {
                 tracing::warn!(
                     sandbox = id,
                     error = error.message(),
@@ -214,6 +238,14 @@ impl Drop for Ephemeral {
             }
             drop(busy);
         });
+    }
+}
+
+/// One that somebody else has removed meanwhile is as gone as it should be.
+fn gone(removed: Result<(), kiln::Error>) -> Result<(), kiln::Error> {
+    match removed {
+        Err(error) if error.code() == kiln::ErrorCode::NotFound => Ok(()),
+        other => other,
     }
 }
 

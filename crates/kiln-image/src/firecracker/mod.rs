@@ -70,6 +70,9 @@ pub enum ReleaseError {
     /// It cannot be fetched.
     #[error(transparent)]
     Download(#[from] DownloadError),
+    /// Nobody says which is the newest.
+    #[error("cannot find out which release of Firecracker is the newest")]
+    Latest(#[source] DownloadError),
     /// The place where the newest one is named does not name one.
     #[error("{url} does not lead to a release but to {found:?}")]
     NoLatest {
@@ -115,7 +118,7 @@ impl ReleaseError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
+            Self::Latest(_) | Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
             Self::Download(_) | Self::NoDigest { .. } | Self::Archive { .. } => "DOWNLOAD_FAILED",
             Self::Offline(_) | Self::File { .. } => "BINARY_NOT_FOUND",
         }
@@ -187,7 +190,9 @@ impl FirecrackerStore {
             return Err(ReleaseError::Offline("latest".to_owned()));
         }
         let url = format!("{}/latest", self.releases);
-        let found = first_redirect(&url, self.stall).await?;
+        let found = first_redirect(&url, self.stall)
+            .await
+            .map_err(ReleaseError::Latest)?;
         let tag = found.rsplit('/').next().and_then(|name| name.parse().ok());
         tag.ok_or(ReleaseError::NoLatest { url, found })
     }
@@ -227,6 +232,23 @@ impl FirecrackerStore {
             }
         }
         Ok(Some(release))
+    }
+
+    /// The newest release that is here, whole; needs no network.
+    #[must_use]
+    pub fn newest_installed(&self) -> Option<InstalledRelease> {
+        let suffix = format!("-{}", self.architecture);
+        let mut tags: Vec<ReleaseTag> = fs::read_dir(&self.dir)
+            .ok()?
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                name.strip_suffix(&suffix)?.parse().ok()
+            })
+            .collect();
+        tags.sort_unstable();
+        tags.iter()
+            .rev()
+            .find_map(|tag| self.installed(tag).ok().flatten())
     }
 
     /// The release, downloaded unless it is here. Callers at the same time, of other processes

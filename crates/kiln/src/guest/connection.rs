@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::error::{ConnectionError, GuestError};
 use super::meet::Stream;
+use super::port::PortStream;
 use super::{AgentInfo, GuestIdentity};
 
 /// Bytes that a stream may hold: the multiplexer's smallest window, which never grows here.
@@ -101,10 +102,13 @@ fn ended(error: yamux::ConnectionError) -> ConnectionError {
     }
 }
 
+/// Reading side of a stream.
+pub(super) type Reader = FrameReader<ReadHalf<yamux::Stream>>;
+
 /// Both sides of one operation's stream.
 #[derive(Debug)]
 pub(super) struct Operation {
-    pub(super) reader: FrameReader<ReadHalf<yamux::Stream>>,
+    pub(super) reader: Reader,
     pub(super) writer: FrameWriter<WriteHalf<yamux::Stream>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -161,6 +165,15 @@ impl Streams {
 }
 
 impl Operation {
+    /// The rest of the stream as a connection's.
+    pub(super) fn into_port(self) -> PortStream {
+        PortStream {
+            reader: self.reader,
+            writer: self.writer,
+            _permit: self._permit,
+        }
+    }
+
     /// The agent's next answer.
     pub(super) async fn reply(&mut self) -> Result<reply::Kind, GuestError> {
         let reply = self.reader.next::<Reply>().await?;

@@ -73,6 +73,14 @@ pub enum Refusal {
     Busy,
     /// The guest is going down.
     PoweringOff,
+    /// Nothing in the guest takes connections at the port.
+    PortClosed,
+    /// The agent does not know the request: it is of an older Kiln, kept by a snapshot.
+    TooOld,
+    /// There is no such file or directory.
+    NoSuchFile,
+    /// The guest's file system refused something.
+    FileRefused,
     /// The request makes no sense to the agent.
     BadRequest,
     /// Something failed in the guest.
@@ -118,6 +126,9 @@ impl From<WireError> for GuestError {
             ErrorCode::Replaced => Refusal::Replaced,
             ErrorCode::Busy => Refusal::Busy,
             ErrorCode::PoweringOff => Refusal::PoweringOff,
+            ErrorCode::PortClosed => Refusal::PortClosed,
+            ErrorCode::NoSuchFile => Refusal::NoSuchFile,
+            ErrorCode::FileRefused => Refusal::FileRefused,
             ErrorCode::BadRequest | ErrorCode::Flooded => Refusal::BadRequest,
             ErrorCode::Unspecified | ErrorCode::Internal => Refusal::Internal,
         };

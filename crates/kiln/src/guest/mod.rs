@@ -8,8 +8,10 @@
 
 mod connection;
 mod error;
+mod files;
 mod link;
 mod meet;
+mod port;
 mod session;
 mod unread;
 
@@ -17,15 +19,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_agent_proto::message::{
-    Attach, Exec, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry, reply,
-    request,
+    Attach, Connect, Exec, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry,
+    reply, request,
 };
+use kiln_agent_proto::version;
 use kiln_vmm::AgentEndpoint;
 use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use error::{GuestError, Refusal};
+pub use files::{TreeDownload, TreeUpload};
+pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
 use crate::exec::{ExecSpec, SessionInfo};
@@ -122,6 +127,18 @@ pub struct GuestStats {
     pub processes: u32,
     /// Load of the last minute.
     pub load1: f32,
+    /// Time that its processors have worked, all together.
+    pub cpu_busy: Duration,
+    /// Its processors.
+    pub cpus: u32,
+    /// Size of its root file system.
+    pub disk_total_kib: u64,
+    /// Of it, in use.
+    pub disk_used_kib: u64,
+    /// Bytes received by its interfaces.
+    pub net_rx_bytes: u64,
+    /// Bytes sent.
+    pub net_tx_bytes: u64,
 }
 
 /// The connection to one guest's agent. Clones are the same link; it ends with
@@ -283,6 +300,34 @@ impl GuestLink {
         .await
     }
 
+    /// Connects to a port of the guest's loopback address.
+    ///
+    /// # Errors
+    /// [`Refusal::PortClosed`] when nothing listens there; [`Refusal::TooOld`] when the agent cannot
+    /// do that; no connection or answer in time.
+    pub(crate) async fn connect(&self, port: u16) -> Result<PortStream, GuestError> {
+        if self.ready_within(ANSWER).await?.version < version::CONNECT {
+            return Err(GuestError::Refused {
+                kind: Refusal::TooOld,
+                message: "the guest's agent is too old to forward ports".to_owned(),
+            });
+        }
+        let port = u32::from(port);
+        let request = Request::of(request::Kind::Connect(Connect { port }));
+        match self.shared.call_once(&request).await? {
+            (_, operation, reply::Kind::Done(_)) => Ok(operation.into_port()),
+            _ => Err(GuestError::Protocol(
+                "it answers a connect with something else",
+            )),
+        }
+    }
+
+    async fn ready_within(&self, patience: Duration) -> Result<Arc<AgentInfo>, GuestError> {
+        timeout(patience, self.ready())
+            .await
+            .unwrap_or_else(|_| Err(self.shared.too_late(patience)))
+    }
+
     /// Figures of the guest.
     ///
     /// # Errors
@@ -299,6 +344,12 @@ impl GuestLink {
                 sessions_ended: stats.sessions_ended,
                 processes: stats.processes,
                 load1: stats.load1_centi as f32 / 100.0,
+                cpu_busy: Duration::from_millis(stats.cpu_busy_ms),
+                cpus: stats.cpus,
+                disk_total_kib: stats.disk_total_kib,
+                disk_used_kib: stats.disk_used_kib,
+                net_rx_bytes: stats.net_rx_bytes,
+                net_tx_bytes: stats.net_tx_bytes,
             }),
             _ => Err(GuestError::Protocol("it answers stats with something else")),
         }
@@ -444,4 +495,4 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kiln_net::policy::Policy;
-use kiln_net::{GuestFacts, HostNetwork, Label, NetNamespace, Network, TapOwner};
+use kiln_net::{GuestFacts, HostNetwork, Label, MemberSpec, NetNamespace, Network, TapOwner};
 use kiln_vmm::{MacAddress, Nic};
 
 use super::attachment::Attachment;
@@ -11,7 +11,10 @@ use super::host::{Networks, blocking};
 use super::spec::NetworkMode;
 use crate::error::{Error, ErrorCode};
 use crate::sandbox::undo::UndoStack;
-use crate::store::{Leases, SandboxRow};
+use crate::store::{Leases, NamedNetworks, Owner, SandboxRow};
+
+/// The guest's only card.
+const CARD: &str = "eth0";
 
 /// What a machine needs to know of its network. The default is a machine without one.
 #[derive(Default)]
@@ -50,7 +53,44 @@ pub(crate) async fn attach(
     let attachment = Attachment::of(&row.id, &networks.store);
     let undone = attachment.clone();
     undo.push(async move { undone.release().await });
-    create(networks, host, row, owner, policy, attachment).await
+    match &wanted.name {
+        Some(name) => join(networks, name, row, owner, policy, attachment).await,
+        None => create(networks, host, row, owner, policy, attachment).await,
+    }
+}
+
+/// Makes the sandbox a member of a network with a name.
+async fn join(
+    networks: &Networks,
+    name: &str,
+    row: &SandboxRow,
+    owner: TapOwner,
+    policy: Policy,
+    attachment: Attachment,
+) -> Result<Attached, Error> {
+    let bridge = networks.named.bridge(networks, name).await?;
+    let membership = bridge
+        .join(MemberSpec {
+            vm: row.id.clone(),
+            card: CARD.to_owned(),
+            owner,
+            address: row.spec.network.address,
+            publish: policy.publish,
+            // The agent is told by its host link.
+            hostname: None,
+        })
+        .await?;
+    let (facts, record) = (membership.facts.clone(), membership.record.clone());
+    attachment.hold_member(membership);
+    attachment.keep_member(name, record).await?;
+    Ok(Attached {
+        nics: vec![nic(&facts)?],
+        // The TAP is where the bridge is.
+        namespace: None,
+        kernel_args: vec![kernel_argument(&facts)],
+        warning: None,
+        attachment: Some(attachment),
+    })
 }
 
 async fn create(
@@ -65,7 +105,10 @@ async fn create(
     let (sandbox, naming) = (row.id.clone(), host.clone());
     let record = networks
         .store
-        .write(move |tx| Leases(tx).take(&sandbox, naming.slots(), |slot| naming.reserve(slot)))
+        .write(move |tx| {
+            let (owner, slots) = (Owner::Sandbox(&sandbox), naming.slots());
+            Leases(tx).take(owner, slots, |slot| naming.reserve(slot))
+        })
         .await??;
     let spec = network_spec(row, owner, policy);
     let network = blocking(move || Ok(Network::create(&host, record, spec)?)).await?;
@@ -89,8 +132,14 @@ pub(crate) async fn adopt(
     row: &SandboxRow,
     pid: u32,
 ) -> Result<Option<Attachment>, Error> {
+    if let Some(name) = &row.spec.network.name {
+        return adopt_member(networks, name, row).await;
+    }
     let id = row.id.clone();
-    let Some(record) = networks.store.write(move |tx| Leases(tx).of(&id)).await? else {
+    let lease = networks
+        .store
+        .write(move |tx| Leases(tx).of(Owner::Sandbox(&id)));
+    let Some(record) = lease.await? else {
         return Ok(None);
     };
     let host = networks.host().await?;
@@ -107,6 +156,24 @@ pub(crate) async fn adopt(
     attachment.hold(network);
     networks.watched.add(&attachment);
     attachment.keep(record).await?;
+    Ok(Some(attachment))
+}
+
+async fn adopt_member(
+    networks: &Networks,
+    name: &str,
+    row: &SandboxRow,
+) -> Result<Option<Attachment>, Error> {
+    let id = row.id.clone();
+    let member = networks
+        .store
+        .write(move |tx| NamedNetworks(tx).member(&id));
+    let Some(record) = member.await? else {
+        return Ok(None);
+    };
+    let bridge = networks.named.adopt(networks, name).await?;
+    let attachment = Attachment::of(&row.id, &networks.store);
+    attachment.hold_member(bridge.rejoin(record).await?);
     Ok(Some(attachment))
 }
 
@@ -130,7 +197,7 @@ fn nic(facts: &GuestFacts) -> Result<Nic, Error> {
         .with_source(error)
     })?;
     Ok(Nic {
-        id: "eth0".to_owned(),
+        id: CARD.to_owned(),
         tap: facts.tap.to_string(),
         mac,
         rx_limit: None,

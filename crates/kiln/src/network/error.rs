@@ -2,7 +2,8 @@
 
 use kiln_net::dns::ServeError;
 use kiln_net::verify::VerifyError;
-use kiln_net::{CloseError, HostError, NamespaceError, NetlinkError, NetworkError};
+use kiln_net::wireguard::WireGuardError;
+use kiln_net::{BridgeError, CloseError, HostError, NamespaceError, NetlinkError, NetworkError};
 
 use crate::error::{Error, ErrorCode};
 
@@ -47,6 +48,72 @@ impl From<NetworkError> for Error {
             ErrorCode::PortTaken => failed.with_hint("publish another port of the host"),
             _ => failed,
         }
+    }
+}
+
+impl From<BridgeError> for Error {
+    fn from(error: BridgeError) -> Self {
+        let (code, hint) = match &error {
+            BridgeError::SubnetTaken { .. } => (ErrorCode::InvalidSubnet, "choose another subnet"),
+            BridgeError::Exhausted(_) => (
+                ErrorCode::AddressesExhausted,
+                "remove sandboxes from the network, or make one with a larger subnet",
+            ),
+            BridgeError::AddressTaken { .. } => {
+                (ErrorCode::BridgeFailed, "choose another address, or none")
+            }
+            BridgeError::PerMember { .. } => (
+                ErrorCode::InvalidNetworkPolicy,
+                "give it to each sandbox instead",
+            ),
+            BridgeError::NotInKernel => (
+                ErrorCode::BridgeFailed,
+                "load the module nft_bridge, or use networks of sandboxes' own",
+            ),
+            BridgeError::Network(NetworkError::PortTaken { .. }) => {
+                (ErrorCode::PortTaken, "publish another port of the host")
+            }
+            BridgeError::Network(NetworkError::Slot { .. }) => (
+                ErrorCode::AddressesExhausted,
+                "remove networks or sandboxes that are not needed any more",
+            ),
+            BridgeError::Network(NetworkError::Tap(_)) => {
+                (ErrorCode::TapFailed, "the kernel needs /dev/net/tun")
+            }
+            _ => (
+                ErrorCode::BridgeFailed,
+                "the kernel needs bridges and nf_tables",
+            ),
+        };
+        Self::new(code, "the network that sandboxes share failed")
+            .with_source(error)
+            .with_hint(hint)
+    }
+}
+
+impl From<WireGuardError> for Error {
+    fn from(error: WireGuardError) -> Self {
+        let (code, hint) = match &error {
+            WireGuardError::Table { .. } => (
+                ErrorCode::InvalidWireGuard,
+                "choose another routing table, or none",
+            ),
+            WireGuardError::InterfaceName { .. } => (
+                ErrorCode::InvalidWireGuard,
+                "choose another name for the tunnel",
+            ),
+            WireGuardError::NotInKernel => (
+                ErrorCode::WireGuardFailed,
+                "load the module wireguard, or use a tunnel that exists",
+            ),
+            _ => (
+                ErrorCode::WireGuardFailed,
+                "the tunnel, its routing table and its peers must be there to be used",
+            ),
+        };
+        Self::new(code, "the tunnel cannot be used")
+            .with_source(error)
+            .with_hint(hint)
     }
 }
 
@@ -107,6 +174,44 @@ mod tests {
             pool: kiln_net::subnet::Cidr::ALL,
         };
         for error in [tap, slot] {
+            let code = error.code();
+            assert_eq!(Error::from(error).code().as_str(), code);
+        }
+    }
+
+    #[test]
+    fn a9_bridges_and_tunnels_keep_their_codes() {
+        let tap = || NetworkError::Tap(std::io::ErrorKind::PermissionDenied.into());
+        let subnet = kiln_net::subnet::Cidr::ALL;
+        let bridges = [
+            BridgeError::Network(tap()),
+            BridgeError::NotInKernel,
+            BridgeError::SubnetTaken {
+                subnet,
+                taken: subnet,
+            },
+            BridgeError::Exhausted(kiln_net::subnet::SubnetError::Exhausted { subnet }),
+            BridgeError::PerMember { field: "publish" },
+            BridgeError::AddressTaken {
+                address: std::net::Ipv4Addr::LOCALHOST,
+                subnet,
+            },
+        ];
+        for error in bridges {
+            let code = error.code();
+            assert_eq!(Error::from(error).code().as_str(), code);
+        }
+        let interface = kiln_net::subnet::InterfaceName::new("wg0").expect("name");
+        let tunnels = [
+            WireGuardError::NotInKernel,
+            WireGuardError::Table { table: 0 },
+            WireGuardError::TableTaken { table: 7 },
+            WireGuardError::InterfaceTaken {
+                interface: interface.clone(),
+            },
+            WireGuardError::NoInterface { interface },
+        ];
+        for error in tunnels {
             let code = error.code();
             assert_eq!(Error::from(error).code().as_str(), code);
         }

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::attachment::{Attachment, WeakAttachment};
 use super::host::blocking;
+use super::named::Registry;
 use crate::error::Error;
 
 /// How long sandboxes may be without what somebody flushed. A look costs a few netlink messages.
@@ -42,9 +43,9 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn begin(host: HostNetwork, watched: Watched) -> Self {
+    pub(super) fn begin(host: HostNetwork, watched: Watched, named: Arc<Registry>) -> Self {
         let going_on = Arc::new(Mutex::new(true));
-        let task = tokio::spawn(look_often(host, watched, Arc::clone(&going_on)));
+        let task = tokio::spawn(look_often(host, watched, named, Arc::clone(&going_on)));
         Self { task, going_on }
     }
 }
@@ -56,12 +57,17 @@ impl Drop for Watch {
     }
 }
 
-async fn look_often(host: HostNetwork, watched: Watched, going_on: Arc<Mutex<bool>>) {
+async fn look_often(
+    host: HostNetwork,
+    watched: Watched,
+    named: Arc<Registry>,
+    going_on: Arc<Mutex<bool>>,
+) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         match look(host.clone(), Arc::clone(&going_on)).await {
             Ok(false) => {}
-            Ok(true) => restore(&watched).await,
+            Ok(true) => restore(&watched, &named).await,
             Err(error) => {
                 warn!(error = %error.message(), "the host's network cannot be looked after")
             }
@@ -78,12 +84,18 @@ async fn look(host: HostNetwork, going_on: Arc<Mutex<bool>>) -> Result<bool, Err
     .await
 }
 
-async fn restore(watched: &Watched) {
+async fn restore(watched: &Watched, named: &Registry) {
     let all = watched.all();
     warn!(
         networks = all.len(),
         "somebody removed the host's network; it is put back"
     );
+    for bridge in named.bridges().await {
+        if let Err(error) = bridge.ensure().await {
+            let name = bridge.name();
+            warn!(error = %error.message(), name, "a network cannot be put back");
+        }
+    }
     for attachment in all {
         if let Err(error) = attachment.ensure().await {
             warn!(error = %error.message(), "a sandbox's network cannot be put back");

@@ -3,6 +3,8 @@
 use kiln_vmm::{EngineKind, Machine};
 use serde::{Deserialize, Serialize};
 
+use super::labels::Labels;
+use super::restart::RestartPolicy;
 use super::state::SandboxState;
 use crate::store::SandboxRow;
 
@@ -42,6 +44,24 @@ pub struct SandboxInfo {
     pub unprotected: Vec<String>,
     /// How long its last start took.
     pub timings: Option<Timings>,
+    /// Words of its owner's.
+    pub labels: Labels,
+    /// The project that it belongs to.
+    pub project: Option<String>,
+    /// When it is stopped, in ms since 1970.
+    pub expires_at_ms: Option<u64>,
+    /// The time-out that it has at every start.
+    pub timeout_ms: Option<u64>,
+    /// After how long without use it is stopped.
+    pub idle_timeout_ms: Option<u64>,
+    /// Whether it goes when it stops.
+    pub remove_on_stop: bool,
+    /// Whether it is started again when its machine ends by itself.
+    pub restart: RestartPolicy,
+    /// How often that happened.
+    pub restarts: u32,
+    /// Number of the session of its main command, when that was started with it.
+    pub main_session: Option<u64>,
 }
 
 impl From<&SandboxRow> for SandboxInfo {
@@ -63,6 +83,15 @@ impl From<&SandboxRow> for SandboxInfo {
             warnings: row.warnings.clone(),
             unprotected: Vec::new(),
             timings: row.timings,
+            labels: row.spec.labels.clone(),
+            project: row.spec.project.clone(),
+            expires_at_ms: row.expires_at_ms,
+            timeout_ms: row.spec.timeout_ms,
+            idle_timeout_ms: row.spec.idle_timeout_ms,
+            remove_on_stop: row.spec.remove_on_stop,
+            restart: row.spec.restart,
+            restarts: row.restarts,
+            main_session: row.main_session,
         }
     }
 }

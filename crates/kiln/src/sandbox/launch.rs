@@ -65,7 +65,11 @@ async fn run_phases(
     undo: &mut UndoStack,
 ) -> Result<Launched, Error> {
     let began = Instant::now();
-    let chosen = shared.engines.choose(row.spec.engine).await?;
+    // May fetch one.
+    let choosing = shared
+        .engines
+        .choose(row.spec.engine, Some(progress.as_ref()));
+    let chosen = unless(cancel, row, choosing).await??;
     // Last to be undone: nobody else may have them while the machine is there.
     let volumes = claim_volumes(shared, row, undo)?;
     let gathering = shared.materials.gather(row, progress);
@@ -74,7 +78,7 @@ async fn run_phases(
     disks.extend(shared.volumes.disks(&row.spec).await?);
     let prepared = began.elapsed();
 
-    let turn = unless(cancel, row, shared.boot_turn()).await?;
+    let turn = unless(cancel, row, shared.boot_turn(row)).await?;
     let spawning = Instant::now();
     let jail = confine::jail(shared, &row.id).await?;
     let owner = tap_owner(jail.as_ref());
@@ -355,7 +359,12 @@ fn died_while_booting(machine: &dyn Machine, exit: kiln_vmm::Exit) -> Error {
         Some(words) => format!("the guest died while it booted: {words}"),
         None => format!("the VMM ended while the guest booted ({exit:?})"),
     };
-    Error::new(ErrorCode::StartFailed, message).with_details(output(&diagnostics))
+    let failure = Error::new(ErrorCode::StartFailed, message).with_details(output(&diagnostics));
+    match stop::last_words(&diagnostics.console) {
+        // A guest that said why it died would die of that again.
+        Some(_) => failure,
+        None => failure.that_may_pass(),
+    }
 }
 
 fn never_dialled(machine: &dyn Machine, deadline: Duration) -> Error {
@@ -386,7 +395,13 @@ fn spawn_failed(error: SpawnError) -> Error {
         SpawnError::Program { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Error::new(ErrorCode::BinaryNotFound, "the engine's program is gone").with_source(error)
         }
-        _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM").with_source(error),
+        _ if error.code() == kiln_vmm::Code::CgroupsHidden => {
+            let message = "the VMM cannot be limited: control groups are hidden from Kiln";
+            Error::new(ErrorCode::CgroupsHidden, message).with_source(error)
+        }
+        _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM")
+            .with_source(error)
+            .that_may_pass(),
     }
 }
 

@@ -6,6 +6,9 @@ use kiln_image::library::PullPolicy;
 use kiln_vmm::EnginePreference;
 use serde::{Deserialize, Serialize};
 
+use super::command::MainCommand;
+use super::labels::{self, Labels};
+use super::restart::RestartPolicy;
 use super::volume_mount::{self, VolumeMount};
 use crate::base_images::is_base_image_name;
 use crate::error::{Error, ErrorCode};
@@ -70,6 +73,20 @@ pub struct SandboxSpec {
     /// Go on without protections around the VMM that cannot be had, such as a Firecracker that was
     /// built without system call filters. What is missing is told with the sandbox.
     pub allow_insecure_vmm: bool,
+    /// Words of its owner's to find and group it by.
+    pub labels: Labels,
+    /// The project that it belongs to.
+    pub project: Option<String>,
+    /// Stop it this long after it came up. The end of an interactive use begins it anew.
+    pub timeout_ms: Option<u64>,
+    /// Stop it when nobody has used it for this long and no command runs in it.
+    pub idle_timeout_ms: Option<u64>,
+    /// Remove it when it stops, for whatever reason.
+    pub remove_on_stop: bool,
+    /// Whether it is started again when its machine ends by itself.
+    pub restart: RestartPolicy,
+    /// What runs in it from every start on; nothing when unset.
+    pub command: Option<MainCommand>,
     /// Its network: the public internet, where this host can make networks, unless said otherwise.
     pub network: NetworkSpec,
 }
@@ -106,6 +123,13 @@ impl Default for SandboxSpec {
             volumes: Vec::new(),
             ephemeral: false,
             allow_insecure_vmm: false,
+            labels: Labels::new(),
+            project: None,
+            timeout_ms: None,
+            idle_timeout_ms: None,
+            remove_on_stop: false,
+            restart: RestartPolicy::No,
+            command: None,
             network: NetworkSpec::default(),
         }
     }
@@ -169,6 +193,14 @@ impl SandboxSpec {
         if self.modules.is_some() && self.kernel.is_none() {
             faults.push("modules belong to a kernel, and none is given".to_owned());
         }
+        if self.remove_on_stop && self.restart != RestartPolicy::No {
+            faults.push("one that is removed when it stops cannot be restarted".to_owned());
+        }
+        if self.timeout_ms == Some(0) || self.idle_timeout_ms == Some(0) {
+            faults.push("a time-out of 0 would stop it at once".to_owned());
+        }
+        faults.extend(labels::faults(&self.labels));
+        faults.extend(self.project.as_deref().and_then(labels::project_fault));
         faults.extend(volume_mount::faults(&self.volumes));
         faults.extend(self.network.faults());
         faults

@@ -8,6 +8,8 @@
 //!                     │   ▼                   ▼                  ▼
 //!                     │  Error              Stopped ◄────────────┘
 //!                     └───┴───────────────────┘
+//!                                              (Running ⇄ Paused: pause, resume; whatever ends a
+//!                                               running machine ends a paused one)
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,8 @@ pub enum SandboxState {
     Starting,
     /// Its agent answers.
     Running,
+    /// Its processors are halted; memory and disks are as they were.
+    Paused,
     /// Its machine is being ended.
     Stopping,
     /// It has no machine; its scratch disk is kept.
@@ -32,10 +36,11 @@ pub enum SandboxState {
 
 impl SandboxState {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Created,
         Self::Starting,
         Self::Running,
+        Self::Paused,
         Self::Stopping,
         Self::Stopped,
         Self::Error,
@@ -44,12 +49,13 @@ impl SandboxState {
     /// Whether a sandbox may go from here to `next`.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
-        use SandboxState::{Created, Error, Running, Starting, Stopped, Stopping};
+        use SandboxState::{Created, Error, Paused, Running, Starting, Stopped, Stopping};
         matches!(
             (self, next),
             (Created | Stopped | Error, Starting)
                 | (Starting, Running | Error | Stopping)
-                | (Running, Stopping | Stopped)
+                | (Running, Paused | Stopping | Stopped)
+                | (Paused, Running | Stopping | Stopped)
                 | (Stopping, Stopped)
         )
     }
@@ -57,7 +63,10 @@ impl SandboxState {
     /// Whether a machine may exist in this state.
     #[must_use]
     pub fn is_live(self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+        matches!(
+            self,
+            Self::Starting | Self::Running | Self::Paused | Self::Stopping
+        )
     }
 
     /// The word under which the state is stored and shown.
@@ -67,6 +76,7 @@ impl SandboxState {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Error => "error",
@@ -101,7 +111,7 @@ mod tests {
     proptest::proptest! {
         /// However the moves are drawn, a machine ends before the sandbox rests.
         #[test]
-        fn no_walk_rests_with_a_live_machine(picks in proptest::collection::vec(0usize..6, 0..60)) {
+        fn no_walk_rests_with_a_live_machine(picks in proptest::collection::vec(0usize..7, 0..60)) {
             let mut state = SandboxState::Created;
             for pick in picks {
                 let next = SandboxState::ALL[pick];

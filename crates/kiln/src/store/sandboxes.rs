@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
+use super::networks::is_reference;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
 /// A multi-step operation that was begun and must be finished or undone.
@@ -55,6 +56,40 @@ pub(crate) struct SandboxRow {
     pub(crate) timings: Option<Timings>,
     pub(crate) created_at_ms: u64,
     pub(crate) started_at_ms: Option<u64>,
+    /// When its time-out ends it; only while it has a machine.
+    pub(crate) expires_at_ms: Option<u64>,
+    /// Restarts by its policy, in all.
+    pub(crate) restarts: u32,
+    /// Whether it is meant to run: what a restart policy goes by when the daemon opens.
+    pub(crate) wants_running: bool,
+    /// Session of its main command.
+    pub(crate) main_session: Option<u64>,
+}
+
+impl SandboxRow {
+    /// The row of a sandbox that is just being created.
+    pub(crate) fn new(id: String, spec: SandboxSpec, image: String) -> Self {
+        Self {
+            id,
+            spec,
+            image,
+            image_id: None,
+            image_config: None,
+            state: SandboxState::Created,
+            intent: None,
+            engine: None,
+            machine: None,
+            reason: None,
+            warnings: Vec::new(),
+            timings: None,
+            created_at_ms: crate::clock::now_ms(),
+            started_at_ms: None,
+            expires_at_ms: None,
+            restarts: 0,
+            wants_running: false,
+            main_session: None,
+        }
+    }
 }
 
 /// The table, within a transaction.
@@ -64,10 +99,11 @@ impl Sandboxes<'_> {
     /// Adds a row.
     pub(crate) fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
-                       machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config)
+                       machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config,
+                       expires_at_ms, restarts, wants_running, main_session)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
                        :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
-                       :image_config)";
+                       :image_config, :expires_at_ms, :restarts, :wants_running, :main_session)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -77,9 +113,11 @@ impl Sandboxes<'_> {
                        image_id = :image_id, state = :state, intent = :intent, engine = :engine,
                        machine = :machine, reason = :reason, warnings = :warnings,
                        timings = :timings, created_at_ms = :created_at_ms,
-                       started_at_ms = :started_at_ms, image_config = :image_config
+                       started_at_ms = :started_at_ms, image_config = :image_config,
+                       expires_at_ms = :expires_at_ms, restarts = :restarts,
+                       wants_running = :wants_running, main_session = :main_session
                    WHERE id = :id";
-        self.bind(sql, row)
+        self.bind(sql, row).map_err(name_taken)
     }
 
     /// Deletes a row; one that is not there is no error.
@@ -129,6 +167,10 @@ impl Sandboxes<'_> {
             ":created_at_ms": row.created_at_ms,
             ":started_at_ms": row.started_at_ms,
             ":image_config": row.image_config.as_ref().map(json).transpose()?,
+            ":expires_at_ms": row.expires_at_ms,
+            ":restarts": row.restarts,
+            ":wants_running": row.wants_running,
+            ":main_session": row.main_session,
         })?;
         Ok(())
     }
@@ -136,6 +178,7 @@ impl Sandboxes<'_> {
 
 fn name_taken(error: StoreError) -> StoreError {
     match &error {
+        StoreError::Sqlite(sqlite) if is_reference(sqlite) => StoreError::NoSuchNetwork,
         StoreError::Sqlite(sqlite)
             if sqlite.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
                 && sqlite.to_string().contains("sandboxes.name") =>
@@ -169,14 +212,18 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         timings: optional(row.get("timings")?)?,
         created_at_ms: row.get("created_at_ms")?,
         started_at_ms: row.get("started_at_ms")?,
+        expires_at_ms: row.get("expires_at_ms")?,
+        restarts: row.get("restarts")?,
+        wants_running: row.get("wants_running")?,
+        main_session: row.get("main_session")?,
     })
 }
 
-fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-fn parse<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
+pub(super) fn parse<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
     serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(format!("{error}: {text}")))
 }
 
@@ -214,6 +261,10 @@ mod tests {
             }),
             created_at_ms,
             started_at_ms: Some(3),
+            expires_at_ms: Some(9),
+            restarts: 2,
+            wants_running: true,
+            main_session: Some(1),
         }
     }
 

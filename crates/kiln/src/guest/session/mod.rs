@@ -48,6 +48,8 @@ pub struct ExecInputSender {
 #[derive(Debug)]
 pub struct ExecOutputReceiver {
     channel: Arc<Channel>,
+    /// Let go of with the session.
+    held: Option<crate::sandbox::activity::Use>,
 }
 
 /// What the ends and the task share.
@@ -150,7 +152,18 @@ pub(super) fn start(
         input: ExecInputSender {
             channel: Arc::clone(&channel),
         },
-        output: ExecOutputReceiver { channel },
+        output: ExecOutputReceiver {
+            channel,
+            held: None,
+        },
+    }
+}
+
+impl ExecSession {
+    /// Counts as this use of its sandbox as long as somebody is attached.
+    pub(crate) fn counting_as(mut self, held: crate::sandbox::activity::Use) -> Self {
+        self.output.held = Some(held);
+        self
     }
 }
 
@@ -266,6 +279,7 @@ impl Channel {
 pub(super) fn exit(exited: Exited) -> ExecExit {
     match i32::try_from(exited.signal) {
         Ok(0) => ExecExit::Code(exited.code),
+        Ok(signal @ 1..=64) if exited.timed_out => ExecExit::TimedOut(signal),
         Ok(signal @ 1..=64) => ExecExit::Signal(signal),
         // No kernel says that; a guest's own invention.
         _ => ExecExit::Code(255),
@@ -285,6 +299,7 @@ pub(super) fn wire_spec(spec: &ExecSpec) -> Exec {
         tty: spec.tty.map(wire_size),
         stdin: spec.stdin,
         kill_on_detach: spec.kill_on_detach,
+        timeout_ms: spec.timeout_ms.unwrap_or(0),
         ..Exec::default()
     }
 }

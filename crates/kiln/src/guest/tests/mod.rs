@@ -2,8 +2,10 @@
 
 mod bulk;
 mod commands;
+mod files;
 mod hostile;
 mod links;
 mod machine;
+mod ports;
 mod proxy;
-mod support;
+pub(crate) mod support;

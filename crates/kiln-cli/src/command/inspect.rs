@@ -1,0 +1,26 @@
+//! `kiln inspect`.
+
+use clap::Args;
+
+use crate::{Failure, Output, start::Daemon};
+
+/// Tell everything about sandboxes, as JSON
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Ids, unique prefixes of ids, or names
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+}
+
+pub(crate) async fn run(
+    args: &InspectArgs,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let mut told = Vec::with_capacity(args.sandboxes.len());
+    for key in &args.sandboxes {
+        told.push(daemon.ask(async |client| client.get(key).await).await?);
+    }
+    output.pretty(&told);
+    Ok(0)
+}

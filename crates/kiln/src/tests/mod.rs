@@ -1,0 +1,8 @@
+//! A whole host on the scripted engine: real store, real processes, a real agent in each machine,
+//! no guest.
+
+mod idempotency;
+mod lifecycle;
+mod restarts;
+mod stage;
+mod timeouts;

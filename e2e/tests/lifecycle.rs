@@ -1,0 +1,117 @@
+//! A sandbox's life on a real guest, by the command line.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a scenario fails by panicking, its helpers too"
+)]
+
+use std::process::Stdio;
+
+use e2e::{Stage, eventually, finish};
+use serde_json::Value;
+
+fn inspect(stage: &Stage, key: &str) -> Value {
+    let told = stage
+        .kiln(&["inspect", "--json", key])
+        .expect_code(0)
+        .json();
+    told[0].clone()
+}
+
+#[test]
+fn b8_1_b2_2_a_sandbox_goes_through_every_verb() {
+    let stage = Stage::new();
+    let created = stage
+        .kiln(&[
+            "create",
+            "--name",
+            "web",
+            "--label",
+            "role=test",
+            "--project",
+            "e2e",
+            "--",
+            "sh",
+            "-c",
+            "echo $$ > /tmp/main; exec sleep 100000",
+        ])
+        .expect_code(0);
+    let id = created.text().trim().to_owned();
+    assert_eq!(inspect(&stage, "web")["state"], "created");
+    let same = [&id[..6], "web"];
+    stage.kiln(&["start", same[0]]).expect_code(0);
+    stage.kiln(&["start", same[1]]).expect_code(0);
+    let exec = |script: &str| stage.kiln(&["exec", "web", "--", "sh", "-c", script]);
+    exec("test -s /tmp/main && kill -0 $(cat /tmp/main)").expect_code(0);
+    exec("echo kept > /root/kept && sync").expect_code(0);
+
+    stage.kiln(&["pause", "web"]).expect_code(0);
+    let refused = stage.kiln(&["--json", "exec", "web", "--", "true"]);
+    assert_eq!(refused.error()["code"], "INVALID_STATE");
+    stage.kiln(&["resume", "web"]).expect_code(0);
+    exec("true").expect_code(0);
+
+    stage.kiln(&["rename", "web", "shop"]).expect_code(0);
+    stage
+        .kiln(&["update", "--label", "tier=1", "--unlabel", "role", "shop"])
+        .expect_code(0);
+    let listed = |filter: &str| {
+        stage
+            .kiln(&["ps", "-q", "-f", filter])
+            .expect_code(0)
+            .text()
+    };
+    assert_eq!(listed("label=tier=1").trim(), id);
+    assert_eq!(listed("project=e2e").trim(), id);
+    assert_eq!(listed("label=role"), "");
+
+    stage.kiln(&["restart", "shop"]).expect_code(0);
+    let kept = stage.kiln(&["exec", "shop", "--", "cat", "/root/kept"]);
+    assert_eq!(kept.expect_code(0).text(), "kept\n");
+    let waiting = stage
+        .command(&["wait", "shop"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    stage.kiln(&["stop", "shop"]).expect_code(0);
+    stage.kiln(&["stop", "shop"]).expect_code(0);
+    let waited = finish(waiting).expect_code(0).text();
+    assert!(waited.contains("stopped: stopped on request"), "{waited}");
+    assert_eq!(listed("state=stopped").trim(), id);
+    let refused = stage.kiln(&["--json", "pause", "shop"]);
+    assert_eq!(refused.error()["code"], "INVALID_STATE");
+    stage.kiln(&["rm", "shop"]).expect_code(0);
+    stage.assert_nothing_left();
+}
+
+#[test]
+fn b1_8_b2_5_a_time_out_holds_over_a_killed_daemon() {
+    let stage = Stage::new();
+    let sandbox = stage.sandbox(&["--timeout", "20s", "--rm"]);
+    assert!(inspect(&stage, &sandbox)["expires_at_ms"].is_u64());
+    e2e::signal(stage.daemon_pid(), rustix::process::Signal::KILL);
+    // Whoever asks next starts another daemon, which adopts the sandbox and its time-out.
+    eventually("the sandbox is gone", || stage.sandboxes().is_empty());
+    stage.assert_nothing_left();
+}
+
+#[test]
+fn a_sandbox_removed_under_its_run_is_no_warning() {
+    let stage = Stage::new();
+    let run = stage
+        .command(&["run", "--name", "short", "--", "sleep", "1000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the sandbox runs", || {
+        let running = stage.kiln(&["ps", "-q", "-f", "state=running", "-f", "name=short"]);
+        !running.text().is_empty()
+    });
+    stage.kiln(&["rm", "-f", "short"]).expect_code(0);
+    let ran = finish(run);
+    assert!(!ran.stderr.contains("could not be removed"), "{ran:?}");
+    stage.assert_nothing_left();
+}
