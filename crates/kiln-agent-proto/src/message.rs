@@ -136,6 +136,13 @@ pub struct Exec {
     /// End it with all its processes after this long; 0 for never.
     #[prost(uint64, tag = "8")]
     pub timeout_ms: u64,
+    /// Make the working directory if it is missing.
+    #[prost(bool, tag = "20")]
+    pub make_cwd: bool,
+    /// It is the guest's main process: when the guest is to end, it gets this signal first and
+    /// time to end; 0 if it is like any other.
+    #[prost(uint32, tag = "21")]
+    pub stop_signal: u32,
 }
 
 /// One environment variable.

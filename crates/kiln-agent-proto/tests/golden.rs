@@ -49,9 +49,17 @@ fn requests() {
             tty: Some(WindowSize { rows: 24, cols: 80 }),
             stdin: true,
             kill_on_detach: true,
-            timeout_ms: 0,
+            ..Exec::default()
         })),
         "12210a0273680a01ff12060a01411201621a012f2203753a672a040818105030013801",
+    );
+    golden(
+        &of(Kind::Exec(Exec {
+            make_cwd: true,
+            stop_signal: 3,
+            ..Exec::default()
+        })),
+        "1206a00101a80103",
     );
     golden(
         &of(Kind::Attach(Attach {
@@ -375,7 +383,7 @@ proptest! {
             tty: tty.map(|(rows, cols)| WindowSize { rows, cols }),
             stdin: flags.0,
             kill_on_detach: flags.1,
-            timeout_ms: 0,
+            ..Exec::default()
         }));
         prop_assert_eq!(Request::decode(exec.encode_to_vec().as_slice()).unwrap(), exec);
     }

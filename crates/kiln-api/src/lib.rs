@@ -49,6 +49,8 @@
 //! | `GET /v1/images/{image}/save` | | an OCI archive, chunked |
 //! | `POST /v1/prune` | [`PruneImages`] | [`PrunedImages`] |
 //! | WebSocket `/v1/pull` | [`PullImage`] | a stream that ends with `images` |
+//! | `GET /v1/base-images` | | array of [`BaseImage`] |
+//! | WebSocket `/v1/base-images/pull` | [`PullBaseImage`] | a stream that ends with `base_image` |
 //! | WebSocket `/v1/import` | [`ImportImage`] | a stream that ends with `images` |
 //! | `GET /v1/volumes` | | array of [`Volume`] |
 //! | `POST /v1/volumes` | [`CreateVolume`] | 201, [`Volume`] |
@@ -67,6 +69,7 @@
 //! the path. An archive that breaks off is not whole. Whatever fails answers with an
 //! [`ErrorBody`]. What travels on a stream is told in [`stream`].
 
+mod base_image;
 pub mod client;
 mod error;
 mod exec;
@@ -80,6 +83,7 @@ mod stats;
 pub mod stream;
 mod volume;
 
+pub use base_image::{BaseFile, BaseImage, BasePreset, PullBaseImage, PulledBaseImage};
 pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
@@ -95,8 +99,8 @@ pub use network::{
     PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, MainCommand, Sandbox, SandboxState, StopSandbox,
-    Timings, UpdateSandbox, WaitFor,
+    CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Sandbox, SandboxState,
+    StopSandbox, Timings, UpdateSandbox, WaitFor,
 };
 pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};

@@ -507,3 +507,63 @@ fn without_its_servers_a_preset_is_what_is_here() {
         "a damaged one never serves"
     );
 }
+
+/// Kills its process at the n-th event.
+struct DieAt(std::sync::atomic::AtomicUsize);
+
+impl Progress for DieAt {
+    fn report(&self, _event: ProgressEvent) {
+        if self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            let me = rustix::process::getpid();
+            rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+}
+
+/// Not a test of its own: a process that dies while it fetches a bundle.
+#[test]
+fn child_that_dies() {
+    let Ok(at) = std::env::var("CHILD_DIES_AT") else {
+        return;
+    };
+    let (root, url) = (
+        std::env::var("CHILD_STORE").unwrap(),
+        std::env::var("CHILD_URL").unwrap(),
+    );
+    let source = BundleSource::Hosted(ManifestSource::Url(format!("{url}/base.json")));
+    let store = open(Path::new(&root), &url, 2);
+    let death = DieAt(at.parse::<usize>().unwrap().into());
+    store.ensure(&source, false, &death).unwrap();
+}
+
+#[test]
+fn a3_6_a_fetcher_killed_at_any_step_leaves_nothing_half_made() {
+    let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
+    let url = world.serve();
+    let source = put_hosted(&world, &url, "base");
+    let mut survived = false;
+    for at in 1..100 {
+        let root = temp.path().join(at.to_string());
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_dies"])
+            .env("CHILD_DIES_AT", at.to_string())
+            .env("CHILD_STORE", &root)
+            .env("CHILD_URL", &url)
+            .output()
+            .unwrap()
+            .status;
+        survived = status.success();
+        let store = open(&root, &url, 2);
+        // Whole or not there, and the next one finishes it and clears the rest away.
+        for image in store.list().unwrap() {
+            assert!(store.stored(&image.id).unwrap().is_some(), "at {at}");
+        }
+        ensure(&store, &source).unwrap();
+        assert_tidy(&root, 1);
+        if survived {
+            assert!(at > 2, "it was never killed");
+            break;
+        }
+    }
+    assert!(survived, "it has no end");
+}

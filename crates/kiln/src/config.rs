@@ -127,6 +127,9 @@ impl Directories {
     pub(crate) fn image_settings(&self) -> PathBuf {
         self.data.join("images.json")
     }
+    pub(crate) fn base_images(&self) -> PathBuf {
+        self.data.join("base-images")
+    }
     pub(crate) fn volumes(&self) -> PathBuf {
         self.data.join("volumes")
     }

@@ -45,6 +45,16 @@ pub enum ErrorCode {
     VolumeInUse,
     /// The volume cannot be made, checked or grown.
     VolumeFailed,
+    /// It cannot be found out which base image is meant.
+    BaseImageResolveFailed,
+    /// The manifest of a base image cannot be had.
+    BaseImageManifestFailed,
+    /// The manifest of a base image breaks a rule.
+    InvalidBaseImageManifest,
+    /// The base image cannot be fetched, verified or kept.
+    BaseImagePrepareFailed,
+    /// The number of base images to keep is none.
+    InvalidBaseImageCacheLimit,
     /// The kernel cannot be found, read or fetched.
     KernelFailed,
     /// No engine can be used on this host.
@@ -133,6 +143,11 @@ impl ErrorCode {
             Self::VolumeNotFound => "VOLUME_NOT_FOUND",
             Self::VolumeInUse => "VOLUME_IN_USE",
             Self::VolumeFailed => "VOLUME_FAILED",
+            Self::BaseImageResolveFailed => "BASE_IMAGE_RESOLVE_FAILED",
+            Self::BaseImageManifestFailed => "BASE_IMAGE_MANIFEST_FAILED",
+            Self::InvalidBaseImageManifest => "INVALID_BASE_IMAGE_MANIFEST",
+            Self::BaseImagePrepareFailed => "BASE_IMAGE_PREPARE_FAILED",
+            Self::InvalidBaseImageCacheLimit => "INVALID_BASE_IMAGE_CACHE_LIMIT",
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
@@ -175,6 +190,8 @@ impl ErrorCode {
             Self::InvalidSpec
             | Self::InvalidConfig
             | Self::InvalidNetworkPolicy
+            | Self::InvalidBaseImageManifest
+            | Self::InvalidBaseImageCacheLimit
             | Self::InvalidSubnet
             | Self::InvalidInterfaceName
             | Self::InvalidWireGuard
@@ -195,6 +212,8 @@ impl ErrorCode {
             | Self::ImageInUse
             | Self::VolumeInUse => 409,
             Self::ImageFailed
+            | Self::BaseImageResolveFailed
+            | Self::BaseImageManifestFailed
             | Self::VolumeFailed
             | Self::KernelFailed
             | Self::CommandNotFound
@@ -212,6 +231,7 @@ impl ErrorCode {
             | Self::AgentUnreachable
             | Self::GuestPortClosed
             | Self::RegistryDenied
+            | Self::BaseImagePrepareFailed
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,

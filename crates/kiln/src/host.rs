@@ -21,6 +21,7 @@ use crate::material::Materials;
 use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
+use crate::sandbox::command;
 use crate::sandbox::driver::{self, Command, DriverHandle, Start, View};
 use crate::sandbox::turns::{Turn, Turns};
 use crate::sandbox::{
@@ -124,6 +125,7 @@ impl Host {
             store,
         });
         recover::recover(&shared).await?;
+        shared.keep_to_quota(Vec::new());
         Ok(Self { shared })
     }
 
@@ -240,7 +242,10 @@ impl Host {
             progress,
             run_command: true,
         };
-        self.ask(key, |reply| Command::Start { how, reply }).await
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
+        // It may have fetched an image, which is in use now.
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
     }
 
     /// As [`Host::start`], but leaves the main command to the caller, who wants to be attached to it
@@ -257,7 +262,9 @@ impl Host {
             progress,
             run_command: false,
         };
-        self.ask(key, |reply| Command::Start { how, reply }).await
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
     }
 
     /// Stops a sandbox, if it runs, and starts it.
@@ -366,11 +373,11 @@ impl Host {
     pub async fn exec(&self, key: &str, spec: &ExecSpec) -> Result<ExecSession, Error> {
         let link = self.link(key, "exec in")?;
         let view = self.view(key)?;
-        let spec = process::complete(view.row.image_config.as_ref(), spec)?;
+        let completed = process::complete(view.row.image_config.as_ref(), spec)?;
         let held = view
             .activity
             .begin(spec.tty.is_some() && !spec.keep_timeout);
-        Ok(link.exec(&spec).await?.counting_as(held))
+        Ok(link.exec_completed(&completed).await?.counting_as(held))
     }
 
     /// What the main process of a sandbox is, when these words were given for it: the image's
@@ -386,7 +393,7 @@ impl Host {
         words: &[String],
     ) -> Result<Option<Vec<String>>, Error> {
         let view = self.view(key)?;
-        let config = view.row.image_config.as_ref();
+        let config = command::own_command(&view.row);
         Ok(process::main_command(config, entrypoint, words))
     }
 

@@ -3,6 +3,7 @@
 //! A [`Host`] owns a data directory and everything in it. It knows nothing of HTTP.
 
 mod agent;
+mod base_images;
 mod clock;
 mod config;
 mod console;
@@ -30,6 +31,7 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub use base_images::EnsureBaseImage;
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
@@ -43,8 +45,11 @@ pub use guest::{
     TreeUpload,
 };
 pub use host::{Host, HostInfo};
-pub use images::{ImportImage, PruneImages};
+pub use images::{ImportImage, PruneImages, PullImage};
 pub use kiln_image::Volume;
+pub use kiln_image::bundle::{
+    BaseFile, BaseImage, Ensured as EnsuredBaseImage, Preset as BasePreset,
+};
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
 pub use kiln_image::{Progress, ProgressEvent, Silent};
@@ -58,8 +63,8 @@ pub use network::{
     ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
 };
 pub use sandbox::{
-    Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,
-    SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
+    Filter, InitSystem, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo,
+    SandboxSpec, SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
 };
 pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -107,7 +107,7 @@ fn plan(exec: &Exec, users: &Users) -> Result<Plan, SpawnError> {
         let text = format!("{name:?} cannot be an environment variable");
         refuse(ErrorCode::BadRequest, text)
     })?;
-    let cwd = working_directory(&exec.cwd, &user)?;
+    let cwd = working_directory(&exec.cwd, exec.make_cwd, &user)?;
     let path = env.iter().find(|(name, _)| name == "PATH");
     let path = path.map_or(OsStr::new(""), |(_, value)| value);
     let program = program::find(OsStr::from_bytes(name), path, &cwd).or_else(|error| {
@@ -131,8 +131,9 @@ fn plan(exec: &Exec, users: &Users) -> Result<Plan, SpawnError> {
     })
 }
 
-/// A home that does not exist is no reason to refuse; a directory that was asked for is.
-fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnError> {
+/// A home that does not exist is no reason to refuse; a directory that was asked for is, unless it
+/// is to be made: then it is root's, as the image's other directories are.
+fn working_directory(wanted: &[u8], make: bool, user: &user::User) -> Result<PathBuf, SpawnError> {
     if wanted.is_empty() {
         let home = user.home.clone();
         return Ok(if home.is_dir() {
@@ -142,6 +143,10 @@ fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnE
         });
     }
     let cwd = Path::new("/").join(OsStr::from_bytes(wanted));
+    if make {
+        // What stands in the way is told below.
+        let _ = std::fs::create_dir_all(&cwd);
+    }
     match std::fs::metadata(&cwd) {
         Ok(meta) if meta.is_dir() => Ok(cwd),
         Ok(_) => refuse(

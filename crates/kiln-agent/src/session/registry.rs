@@ -13,9 +13,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Session, State, input, output, ring};
+use crate::Role;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::fd::Fd;
+use crate::init::handover;
 use crate::process::{self, SpawnError, Spawned, SpawnedIo, Users};
+use crate::sys::signal;
 
 /// Sessions that run at once.
 const MAX_RUNNING: usize = 256;
@@ -43,12 +46,13 @@ pub(crate) struct Sessions {
     /// Somebody is about to do that.
     sweeping: Cell<bool>,
     linger: Duration,
+    role: Role,
     closed: Cell<bool>,
     changed: Rc<Notify>,
 }
 
 impl Sessions {
-    pub(crate) fn new(cgroups: Option<Cgroups>, linger: Duration) -> Self {
+    pub(crate) fn new(cgroups: Option<Cgroups>, linger: Duration, role: Role) -> Self {
         Self {
             all: RefCell::default(),
             next: Cell::new(1),
@@ -58,6 +62,7 @@ impl Sessions {
             occupied: RefCell::default(),
             sweeping: Cell::new(false),
             linger,
+            role,
             closed: Cell::new(false),
             changed: Rc::default(),
         }
@@ -80,6 +85,9 @@ impl Sessions {
             }
         };
         let pid = spawned.pid;
+        if self.role == Role::BesideInit {
+            handover::unprotect(pid);
+        }
         self.adopt(id, exec, spawned, cgroup).map_err(|error| {
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             SpawnError {
@@ -118,6 +126,7 @@ impl Sessions {
             argv: exec.argv,
             pid: spawned.pid,
             kill_on_detach: exec.kill_on_detach,
+            stop_signal: stop_signal(exec.stop_signal),
             tty: exec.tty.is_some(),
             terminal: RefCell::new(io.terminal()),
             cgroup: cgroup.map(Rc::new),
@@ -208,6 +217,21 @@ impl Sessions {
         self.closed.set(true);
     }
 
+    /// Sends main processes the signal that they want; says whether there are any.
+    pub(crate) fn ask_main_to_end(&self) -> bool {
+        let all = self.all.borrow();
+        let asked = all.values().filter(|s| s.ask_to_end()).count();
+        asked > 0
+    }
+
+    /// Waits until no main process runs.
+    pub(crate) async fn main_exited(&self) {
+        let runs = |s: &Rc<Session>| s.stop_signal.is_some() && !s.leader_has_exited();
+        while self.all.borrow().values().any(runs) {
+            self.changed.notified().await;
+        }
+    }
+
     pub(crate) fn kill_all(&self) {
         self.all.borrow().values().for_each(|s| s.kill());
     }
@@ -254,6 +278,12 @@ impl Sessions {
             }
         }
     }
+}
+
+/// A number that is a signal; none for commands that are not the main process.
+fn stop_signal(number: u32) -> Option<i32> {
+    let number = i32::try_from(number).ok()?;
+    (1..=signal::LAST).contains(&number).then_some(number)
 }
 
 fn entry(session: &Session) -> SessionEntry {

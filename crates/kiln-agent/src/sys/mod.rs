@@ -8,4 +8,5 @@ mod clone;
 pub(crate) mod entropy;
 pub(crate) mod event;
 pub(crate) mod network;
+pub(crate) mod signal;
 pub(crate) mod vsock;

@@ -3,6 +3,7 @@
 //! Each request has a connection of its own: connecting costs microseconds, and a broken
 //! connection then never means more than the one request.
 
+mod base_images;
 mod connection;
 mod error;
 mod exec_stream;

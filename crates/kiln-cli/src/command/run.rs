@@ -37,16 +37,16 @@ pub(crate) struct RunArgs {
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, or with --runtime, after `--`
+    /// Command and its arguments; without an image, or with --runtime or --bundle, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
 
 impl RunArgs {
     /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
-    /// it with `--runtime`, which names one.
+    /// it with `--runtime` or `--bundle`, which name one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.sandbox.names_runtime() || first_is_command(&self.image, &self.words, typed) {
+        if self.sandbox.names_image() || first_is_command(&self.image, &self.words, typed) {
             self.words.splice(..0, self.image.take());
         }
     }
@@ -177,6 +177,9 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
+            "kiln run --bundle lts --kernel /k",
+            "kiln run --bundle lts --runtime base",
+            "kiln run --init upstart",
             "kiln run --ip 172.30.0 img",
             "kiln run --network-policy open",
             "kiln run --rule permit",
@@ -265,6 +268,11 @@ mod tests {
         }
         let dashed = request("kiln run --runtime base -- ls -l").exec.argv;
         assert_eq!(dashed, words("ls -l"));
+        let bundle = request("kiln run --bundle lts --platform linux/amd64 --init systemd true");
+        assert_eq!(bundle.sandbox.bundle.as_deref(), Some("lts"));
+        assert_eq!(bundle.sandbox.platform.as_deref(), Some("linux/amd64"));
+        assert_eq!(bundle.sandbox.init, Some(kiln_api::InitSystem::Systemd));
+        assert_eq!(bundle.exec.argv, words("true"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());
     }

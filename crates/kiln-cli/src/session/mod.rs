@@ -204,7 +204,8 @@ impl Session {
             ServerControl::Timings(timings) => self.timings = Some(timings),
             ServerControl::Error(report) => return Err(Failure::reported(report)),
             // A session has nothing to do with images.
-            ServerControl::Images { .. } | ServerControl::Unknown => {}
+            ServerControl::Images { .. } | ServerControl::BaseImage(_) | ServerControl::Unknown => {
+            }
         }
         Ok(None)
     }

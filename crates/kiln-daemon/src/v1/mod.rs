@@ -1,5 +1,6 @@
 //! What the paths mean, one file per resource.
 
+mod base_images;
 pub(crate) mod convert;
 mod exec;
 mod files;
@@ -71,6 +72,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .route("/v1/sandboxes/{key}/stats", get(sandboxes::stats))
         .route("/v1/sandboxes/{key}/sessions/{session}", delete(exec::kill))
         .merge(files::routes())
+        .merge(base_images::routes())
         .merge(images::routes())
         .merge(volumes::routes())
         .merge(named_networks::routes())

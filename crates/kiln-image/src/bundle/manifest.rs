@@ -132,6 +132,17 @@ struct RawArtifact {
     size_bytes: Option<Value>,
 }
 
+impl RootfsType {
+    /// As it is written in manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Squashfs => "squashfs",
+        }
+    }
+}
+
 impl Manifest {
     /// Reads a manifest for machines of this architecture.
     pub(super) fn parse(

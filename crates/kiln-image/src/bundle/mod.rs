@@ -163,3 +163,27 @@ impl Default for Origins {
         }
     }
 }
+
+/// For the fuzz target: any answer of a bucket is judged.
+pub(crate) fn fuzz_listing(text: &str) {
+    if let Ok(page) = listing::Page::parse(text) {
+        for prefix in ["", "firecracker-ci/v1.16/x86_64/"] {
+            let _ = (
+                listing::kernel(&page.objects, prefix),
+                listing::rootfs(&page.objects, prefix),
+            );
+        }
+    }
+}
+
+/// For the fuzz target: what passes for a manifest names only plain files.
+pub(crate) fn fuzz_manifest(bytes: &[u8]) {
+    let architecture = crate::kernel::Architecture::host();
+    for origin in [manifest::Origin::Url, manifest::Origin::LocalFile] {
+        if let Ok(manifest) = manifest::Manifest::parse(bytes, architecture, origin) {
+            assert!(is_plain_name(&manifest.bundle_id));
+            assert!(is_plain_name(&manifest.kernel.file_name));
+            assert!(is_plain_name(&manifest.rootfs.file_name));
+        }
+    }
+}

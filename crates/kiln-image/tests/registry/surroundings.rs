@@ -1,7 +1,11 @@
 //! What a process finds where it runs: kept credentials and certificates. Each pull is a process of
 //! its own.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use kiln_image::Silent;
 use kiln_image::credentials::Keyring;
@@ -9,7 +13,7 @@ use kiln_image::library::{ImageLibrary, PullRequest};
 use kiln_image::registry::RegistrySetting;
 
 use crate::bench::{Bench, config, layers};
-use crate::support::registry::{Layout, Registry};
+use crate::support::registry::{Act, Layout, Proxy, Registry};
 use crate::support::skip;
 
 /// Not a test of its own: a process with an environment of its own.
@@ -47,6 +51,9 @@ fn child(root: &Path, image: &str) -> std::process::Command {
         .env_remove("XDG_RUNTIME_DIR")
         .env_remove("REGISTRY_AUTH_FILE")
         .env("HOME", root.parent().unwrap());
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        command.env_remove(name).env_remove(name.to_lowercase());
+    }
     command
 }
 
@@ -135,6 +142,89 @@ fn credentials_are_found_where_docker_and_podman_keep_them() {
     }
 }
 
+/// Passes encrypted connections on to `upstream` wherever they want to go, to those who know the
+/// password; says where it is and keeps what it was asked for.
+fn tunnel(upstream: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut client, upstream, log) = (stream.unwrap(), upstream.clone(), Arc::clone(&log));
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap_or(0) == 1 {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                log.lock().unwrap().push(head.clone());
+                // kiln:secret
+                if !head.contains("Basic a2lsbjpzZWNyZXQ=") {
+                    let refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+                    return client.write_all(refusal).unwrap();
+                }
+                let mut server = TcpStream::connect(upstream).unwrap();
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+                let _ = std::io::copy(&mut server, &mut client);
+                let _ = client.shutdown(std::net::Shutdown::Write);
+            });
+        }
+    });
+    (address, asked)
+}
+
+fn output_of(command: &mut std::process::Command) -> (bool, String) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
+}
+
+#[test]
+fn plain_registries_are_reached_by_the_proxy_of_the_environment() {
+    needs_tools!("plain_registries_are_reached_by_the_proxy_of_the_environment");
+    let bench = Bench::new(false);
+    let proxy = Proxy::start(&bench.registry.address, |_| Act::Pass);
+    let url = format!("http://{}", proxy.address);
+    let url = url.as_str();
+    let pull = |name: &str, image: &str, env: &[(&str, &str)]| {
+        let mut command = child(&bench.root(name), image);
+        output_of(command.envs(env.iter().copied()))
+    };
+    // Nobody else knows where that is.
+    let (pulled, output) = pull("by", "registry.invalid/team/app:1", &[("HTTP_PROXY", url)]);
+    assert!(pulled, "{output}");
+    assert!(proxy.count("http://registry.invalid/v2/team/app/") > 3);
+    let before = proxy.requests.load(Ordering::SeqCst);
+    for env in [
+        &[][..],
+        &[("HTTPS_PROXY", url)],
+        &[("http_proxy", url), ("no_proxy", "registry.invalid")],
+    ] {
+        let (pulled, output) = pull("not", "registry.invalid/team/app:1", env);
+        assert!(!pulled && output.contains("Connect"), "{output}");
+    }
+    // What is on this machine is reached straight.
+    let here = format!("{}/team/app:1", bench.registry.address);
+    let (pulled, output) = pull("here", &here, &[("HTTP_PROXY", url)]);
+    assert!(pulled, "{output}");
+    assert_eq!(proxy.requests.load(Ordering::SeqCst), before);
+    // Not one of ours.
+    let (pulled, output) = pull(
+        "socks",
+        "registry.invalid/team/app:1",
+        &[("ALL_PROXY", "socks5://127.0.0.1:1")],
+    );
+    assert!(!pulled && output.contains("Scheme("), "{output}");
+}
+
 #[test]
 fn certificates_are_checked() {
     needs_tools!("certificates_are_checked");
@@ -149,7 +239,11 @@ fn certificates_are_checked() {
     let (authority, authority_key) = (at("authority.pem"), at("authority-key.pem"));
     let (request, key, certificate, names) =
         (at("request"), at("key.pem"), at("cert.pem"), at("names"));
-    std::fs::write(&names, "subjectAltName=DNS:localhost\n").unwrap();
+    std::fs::write(
+        &names,
+        "subjectAltName=DNS:localhost,DNS:registry.invalid\n",
+    )
+    .unwrap();
     let curve = [
         "-newkey",
         "ec",
@@ -245,4 +339,30 @@ fn certificates_are_checked() {
         !untrusted && output.contains("InvalidCertificate"),
         "{output}"
     );
+    // The same through a tunnel: the proxy's password is the proxy's, and it sees names only.
+    let (proxy, asked) = tunnel(registry.address.clone());
+    let through = |name: &str, password: &str, trusted: bool| {
+        let mut command = child(&temp.path().join(name), "registry.invalid/app:1");
+        command.env("CHILD_TLS", "1").env_remove("SSL_CERT_DIR");
+        command.env("HTTPS_PROXY", format!("http://kiln:{password}@{proxy}"));
+        if trusted {
+            command.env("SSL_CERT_FILE", &authority);
+        } else {
+            command.env_remove("SSL_CERT_FILE");
+        }
+        output_of(&mut command)
+    };
+    let (pulled, output) = through("tunnel", "secret", true);
+    assert!(pulled, "{output}");
+    let heads = asked.lock().unwrap().join("");
+    assert!(
+        heads.starts_with("CONNECT registry.invalid:443 "),
+        "{heads}"
+    );
+    assert!(!heads.contains("/v2/"), "{heads}");
+    let (pulled, output) = through("wrong", "wr0ng", true);
+    assert!(!pulled && output.contains("ProxyAuthRequired"), "{output}");
+    assert!(!output.contains("wr0ng"), "{output}");
+    let (pulled, output) = through("lying", "secret", false);
+    assert!(!pulled && output.contains("InvalidCertificate"), "{output}");
 }

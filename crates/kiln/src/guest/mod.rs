@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_agent_proto::message::{
-    Attach, Connect, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry, reply,
-    request,
+    Attach, Connect, Exec, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry,
+    reply, request,
 };
 use kiln_agent_proto::version;
 use kiln_vmm::AgentEndpoint;
@@ -34,14 +34,13 @@ pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
 use crate::exec::{ExecSpec, SessionInfo};
+use crate::process::Completed;
 use connection::Operation;
 use link::{Keeper, LinkState, Up};
 use meet::Meeting;
 
 /// How long an operation waits for a connection and its answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Time between TERM and KILL when a guest is powered off.
-const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
 /// Events that a slow subscriber may be behind.
 const EVENTS: usize = 64;
 /// Sessions that a guest may have us list.
@@ -207,12 +206,30 @@ impl GuestLink {
     /// the command is at fault); [`GuestError::Lost`] when the connection broke before the
     /// answer: the command may run then.
     pub(crate) async fn exec(&self, spec: &ExecSpec) -> Result<ExecSession, GuestError> {
-        let request = Request::of(request::Kind::Exec(session::wire_spec(spec)));
+        self.start(session::wire_spec(spec)).await
+    }
+
+    /// As [`GuestLink::exec`], with what the image says about the command.
+    pub(crate) async fn exec_completed(
+        &self,
+        completed: &Completed,
+    ) -> Result<ExecSession, GuestError> {
+        self.start(Exec {
+            make_cwd: completed.make_cwd,
+            stop_signal: completed.stop_signal,
+            ..session::wire_spec(&completed.spec)
+        })
+        .await
+    }
+
+    async fn start(&self, exec: Exec) -> Result<ExecSession, GuestError> {
+        let has_terminal = exec.tty.is_some();
+        let request = Request::of(request::Kind::Exec(exec));
         let (up, operation, kind) = self.shared.call_once(&request).await?;
         match kind {
             reply::Kind::Started(started) => Ok(session::start(
                 Arc::clone(&self.shared),
-                session::Progress::new(started, spec.tty.is_some(), up.info.instance),
+                session::Progress::new(started, has_terminal, up.info.instance),
                 operation,
                 up.epoch,
             )),
@@ -270,16 +287,8 @@ impl GuestLink {
         self.command(request::Kind::Kill(Kill { session })).await
     }
 
-    /// Asks the guest to power itself off: TERM to all, KILL after five seconds, disks written
-    /// out. Returns when it has agreed.
-    ///
-    /// # Errors
-    /// No connection or answer in time.
-    pub(crate) async fn power_off(&self) -> Result<(), GuestError> {
-        self.power_off_within(POWER_OFF_GRACE).await
-    }
-
-    /// As [`GuestLink::power_off`], with another time between TERM and KILL.
+    /// Asks the guest to power itself off: its main process first, then TERM to all, KILL when the
+    /// grace is over, disks written out. Returns when it has agreed.
     ///
     /// # Errors
     /// No connection or answer in time.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Live;
 use super::undo::UndoStack;
-use super::{Timings, confine, stop};
+use super::{InitSystem, Timings, confine, stop};
 use crate::config::create_private;
 use crate::engines::Chosen;
 use crate::error::{Error, ErrorCode};
@@ -243,7 +243,27 @@ fn machine_spec(
 fn boot(row: &SandboxRow, engine: EngineKind, material: &Material, network: &Attached) -> Boot {
     let mut boot = material.boot(engine, row.spec.tmpfs, &network.kernel_args);
     boot.args.extend(volumes::boot_args(&row.spec));
+    boot.args.extend(init_args(row));
     boot
+}
+
+/// What the agent and the image's own init are told. Disks and name are ours to give: tables and
+/// names in an image are of the machine that it was made on.
+fn init_args(row: &SandboxRow) -> Vec<String> {
+    match row.spec.init {
+        InitSystem::Kiln => Vec::new(),
+        InitSystem::Systemd => vec![
+            "kiln.init=image".to_owned(),
+            "fstab=no".to_owned(),
+            format!("systemd.hostname={}", hostname(row)),
+        ],
+    }
+}
+
+fn hostname(row: &SandboxRow) -> String {
+    let spec = &row.spec;
+    let chosen = spec.hostname.as_ref().or(spec.name.as_ref());
+    chosen.unwrap_or(&row.id).clone()
 }
 
 /// Who opens the TAP: the VMM's user, which is this process's without a jail.
@@ -304,13 +324,10 @@ pub(crate) fn open_link(row: &SandboxRow, machine: &dyn Machine) -> Result<Guest
             "the machine has no agent channel",
         )
     })?;
-    let hostname = row
-        .spec
-        .hostname
-        .clone()
-        .or_else(|| row.spec.name.clone())
-        .unwrap_or(row.id.clone());
-    Ok(GuestLink::open(endpoint, GuestIdentity { hostname }))
+    let identity = GuestIdentity {
+        hostname: hostname(row),
+    };
+    Ok(GuestLink::open(endpoint, identity))
 }
 
 /// Waits for the agent's session, or for the machine to die, whichever is first.
