@@ -19,7 +19,7 @@ use serde_json::Value;
 
 /// `kiln forward` while it runs, and where it listens.
 struct Forward {
-    child: Child,
+    child: Option<Child>,
     listen: Vec<SocketAddr>,
 }
 
@@ -38,7 +38,19 @@ impl Forward {
             open["listen"].as_str().unwrap().parse().unwrap()
         });
         let listen = listen.collect();
-        Self { child, listen }
+        Self {
+            child: Some(child),
+            listen,
+        }
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -56,7 +68,7 @@ fn b4_4_ports_are_forwarded_without_a_network_and_without_privilege() {
     send_in(&stage, &id);
     run_in_guest(&stage, &id, "serve 80 'from the guest'");
     run_in_guest(&stage, &id, "stream 7000");
-    let forward = Forward::start(&stage, &id, &["0:80", "127.0.0.1:0:7000", "0:81"]);
+    let mut forward = Forward::start(&stage, &id, &["0:80", "127.0.0.1:0:7000", "0:81"]);
     let [text, bulk, nobody] = forward.listen[..] else {
         panic!("{:?}", forward.listen);
     };
@@ -94,7 +106,7 @@ fn b4_4_ports_are_forwarded_without_a_network_and_without_privilege() {
     assert_eq!(refused.expect_code(125).error()["code"], "INVALID_STATE");
     // Who forwards learns it by the next connection, and ends.
     assert_eq!(fetch(text), "");
-    let ended = finish(forward.child).expect_code(125);
+    let ended = finish(forward.child.take().unwrap()).expect_code(125);
     assert_eq!(ended.error()["code"], "INVALID_STATE");
     stage.kiln(&["rm", &id]).expect_code(0);
     stage.assert_nothing_left();
