@@ -25,7 +25,7 @@ use crate::config::{Directories, HostConfig};
 use crate::exec::ExecExit;
 use crate::guest::{GuestIdentity, GuestLink};
 use crate::material::{Material, Materials};
-use crate::sandbox::{SandboxSpec, SandboxState};
+use crate::sandbox::SandboxSpec;
 use crate::store::SandboxRow;
 
 /// The lab emulates its processor.
@@ -428,20 +428,9 @@ fn ip(args: &[&str]) {
 }
 
 fn row() -> SandboxRow {
-    SandboxRow {
-        id: "000000000000".into(),
-        spec: SandboxSpec::default(),
-        image: crate::material::DEFAULT_IMAGE.to_owned(),
-        image_id: None,
-        image_config: None,
-        state: SandboxState::Created,
-        intent: None,
-        engine: None,
-        machine: None,
-        reason: None,
-        warnings: Vec::new(),
-        timings: None,
-        created_at_ms: 0,
-        started_at_ms: None,
-    }
+    SandboxRow::new(
+        "000000000000".into(),
+        SandboxSpec::default(),
+        crate::material::DEFAULT_IMAGE.to_owned(),
+    )
 }
