@@ -443,5 +443,9 @@ fn row() -> SandboxRow {
         timings: None,
         created_at_ms: 0,
         started_at_ms: None,
+        expires_at_ms: None,
+        restarts: 0,
+        wants_running: false,
+        main_session: None,
     }
 }
