@@ -55,6 +55,10 @@
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
 //! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
+//! | `GET /v1/events?since=&follow=` | | server-sent events, each an [`Event`] |
+//! | `GET /v1/metrics` | | figures in the text format of Prometheus |
+//! | `GET /v1/kernels` | | array of [`Kernel`] |
+//! | `POST /v1/gc` | [`CollectGarbage`] | array of [`Leftover`] |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -63,6 +67,7 @@
 
 pub mod client;
 mod error;
+mod event;
 mod exec;
 mod file;
 mod host;
@@ -75,6 +80,7 @@ mod volume;
 
 pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
+pub use event::{CollectGarbage, Event, Kernel, Leftover};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
 pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
 pub use host::{Acceleration, HostInfo, Version};

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kiln_image::Progress;
+use kiln_image::kernel::KernelBundle;
 use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
@@ -13,11 +14,12 @@ use crate::config::{Directories, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLIN
 use crate::console::ConsoleReader;
 use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
-use crate::events::{Event, Events};
+use crate::events::{Event, EventKind, Events};
 use crate::exec::{ExecSpec, SessionInfo};
 use crate::guest::{ExecSession, GuestLink};
 use crate::lock::DataLock;
 use crate::material::Materials;
+use crate::metrics::Counters;
 use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     pub(crate) volumes: Volumes,
     pub(crate) networks: Networks,
     pub(crate) events: Events,
+    pub(crate) counters: Counters,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Turns,
     /// Held by who creates with an idempotency key: what the store says is made has a driver.
@@ -116,6 +119,7 @@ impl Host {
             volumes: Volumes::open(directories.volumes())?,
             networks: Networks::new(&config.data_dir, store.clone()),
             events: Events::new(),
+            counters: Counters::default(),
             drivers: RwLock::default(),
             boots: Turns::new(parallel_boots(&config)),
             creating: tokio::sync::Mutex::default(),
@@ -219,7 +223,7 @@ impl Host {
     /// Gives a row that is stored its driver.
     fn begin(&self, row: SandboxRow) -> SandboxInfo {
         let info = SandboxInfo::from(&row);
-        self.shared.events.publish(&row.id, Some(row.state));
+        self.shared.events.publish(&row, EventKind::Created);
         self.shared
             .adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
         info
@@ -367,6 +371,7 @@ impl Host {
         let link = self.link(key, "exec in")?;
         let view = self.view(key)?;
         let spec = process::complete(view.row.image_config.as_ref(), spec)?;
+        self.shared.counters.command();
         let held = view
             .activity
             .begin(spec.tty.is_some() && !spec.keep_timeout);
@@ -481,6 +486,21 @@ impl Host {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+
+    /// What has happened since the event of this number, as far as it is kept, and what happens
+    /// from now on: none twice, none lost in between.
+    #[must_use]
+    pub fn events_since(&self, number: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.shared.events.since(number)
+    }
+
+    /// The guest kernels that are here.
+    ///
+    /// # Errors
+    /// [`ErrorCode::KernelFailed`] when their store cannot be read.
+    pub async fn kernels(&self) -> Result<Vec<KernelBundle>, Error> {
+        self.shared.materials.kernels().await
     }
 
     /// Number of sandboxes with a machine.

@@ -12,12 +12,14 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod gc;
 mod guest;
 mod host;
 mod image_choice;
 mod images;
 mod lock;
 mod material;
+mod metrics;
 mod network;
 mod process;
 mod recover;
@@ -33,15 +35,17 @@ pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
-pub use events::Event;
+pub use events::{Event, EventKind};
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
 pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
+pub use gc::{Leftover, LeftoverKind};
 pub use guest::{
     ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, TreeDownload, TreeUpload,
 };
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;
+pub use kiln_image::kernel::KernelBundle;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
 pub use kiln_image::{Progress, ProgressEvent, Silent};
@@ -49,6 +53,7 @@ pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
+pub use metrics::HostMetrics;
 pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
 pub use sandbox::{
     Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,

@@ -7,7 +7,7 @@ use kiln_image::credentials::Keyring;
 use kiln_image::debian::DebPackage;
 use kiln_image::default_image::{self, DefaultImageError};
 use kiln_image::initramfs::{InitramfsCache, InitramfsError};
-use kiln_image::kernel::{KernelError, KernelSource, KernelStore};
+use kiln_image::kernel::{KernelBundle, KernelError, KernelSource, KernelStore};
 use kiln_image::library::{ImageLibrary, PullRequest};
 use kiln_image::oci::{ImageConfig, Reference};
 use kiln_image::{
@@ -123,6 +123,12 @@ impl Materials {
     {
         let stores = Arc::clone(&self.stores);
         blocking(move || work(&stores.library)).await
+    }
+
+    /// The kernels that are here.
+    pub(crate) async fn kernels(&self) -> Result<Vec<KernelBundle>, Error> {
+        let stores = Arc::clone(&self.stores);
+        blocking(move || Ok(stores.kernels.list()?)).await
     }
 
     /// The runtimes of this host.

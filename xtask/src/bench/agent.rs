@@ -262,7 +262,11 @@ mod tests {
                     .unwrap();
                 let outputs = [
                     session_output::Kind::Stdout(b"noise".to_vec()),
-                    session_output::Kind::Exited(Exited { code, signal: 0 }),
+                    session_output::Kind::Exited(Exited {
+                        code,
+                        signal: 0,
+                        timed_out: false,
+                    }),
                 ];
                 for output in outputs {
                     writer.send(&SessionOutput::of(output)).await.unwrap();

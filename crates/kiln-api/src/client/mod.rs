@@ -5,6 +5,7 @@
 
 mod connection;
 mod error;
+mod events;
 mod exec_stream;
 mod files;
 mod images;
@@ -18,6 +19,7 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 pub use error::ClientError;
+pub use events::EventStream;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 

@@ -17,8 +17,8 @@ use crate::{VERSION, lifetime::Lifetime};
 /// The process at the other end, as it was when it connected.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
-    uid: u32,
-    pid: Option<i32>,
+    pub(crate) uid: u32,
+    pub(crate) pid: Option<i32>,
 }
 
 impl Peer {

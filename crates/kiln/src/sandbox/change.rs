@@ -4,6 +4,7 @@ use super::driver::Driver;
 use super::update::needs_rest;
 use super::{SandboxInfo, SandboxUpdate};
 use crate::error::Error;
+use crate::events::EventKind;
 use crate::network::NetworkSpec;
 
 impl Driver {
@@ -26,6 +27,7 @@ impl Driver {
             self.restart_at = None;
         }
         self.tell();
+        self.shared.events.publish(&self.row, EventKind::Updated);
         Ok(self.info())
     }
 
@@ -52,6 +54,9 @@ impl Driver {
             self.save().await?;
         }
         self.tell();
+        if changed.is_ok() {
+            self.shared.events.publish(&self.row, EventKind::Policy);
+        }
         changed
     }
 }

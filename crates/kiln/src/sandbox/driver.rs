@@ -278,7 +278,7 @@ impl Driver {
         let saved = self.save().await;
         info!(state = %next, reason = self.row.reason.as_deref(), "state");
         self.tell();
-        self.shared.events.publish(&self.row.id, Some(next));
+        self.shared.events.publish(&self.row, next.into());
         saved
     }
 

@@ -9,6 +9,7 @@ use super::driver::{Driver, Flow, Live, Reply, answer};
 use super::restart::EndedBy;
 use super::{SandboxInfo, SandboxState, stop};
 use crate::error::{Error, ErrorCode};
+use crate::events::EventKind;
 use crate::guest::PowerIntent;
 use crate::store::{Intent, Sandboxes};
 
@@ -128,7 +129,7 @@ impl Driver {
             view.machine = None;
             view.network = None;
         });
-        self.shared.events.publish(&self.row.id, None);
+        self.shared.events.publish(&self.row, EventKind::Removed);
         Ok(())
     }
 

@@ -109,6 +109,8 @@ impl Driver {
         self.row.image_config = image_config;
         self.row.warnings = warnings;
         self.row.timings = Some(timings);
+        let took = Duration::from_micros(timings.total_us());
+        self.shared.counters.started(took);
         self.row.started_at_ms = Some(clock::now_ms());
         self.row.main_session = session;
         self.row.intent = None;
@@ -120,6 +122,7 @@ impl Driver {
     }
 
     async fn publish_failure(&mut self, failure: Error) -> Error {
+        self.shared.counters.start_failed();
         self.row.intent = None;
         self.row.machine = None;
         self.row.wants_running = false;
@@ -152,6 +155,7 @@ impl Driver {
     ) -> Option<Command> {
         self.streak = self.streak.saturating_add(1);
         self.row.restarts = self.row.restarts.saturating_add(1);
+        self.shared.counters.restarted();
         info!(restarts = self.row.restarts, "restarting by policy");
         let how = Start {
             progress: Arc::new(Silent),

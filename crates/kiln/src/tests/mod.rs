@@ -2,6 +2,7 @@
 //! no guest.
 
 mod idempotency;
+mod leftovers;
 mod lifecycle;
 mod restarts;
 mod stage;

@@ -129,6 +129,10 @@ impl Stage {
         .await
     }
 
+    pub(super) fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// Files of sandboxes that are left.
     pub(super) fn left(&self) -> Vec<String> {
         let names = |dir: &Path| {
@@ -139,7 +143,7 @@ impl Stage {
         };
         let base = self.dir.path();
         let mut left = names(&base.join("data/sandboxes"));
-        left.extend(names(&base.join("run/m")));
+        left.extend(names(&base.join("run/vm")));
         left
     }
 }

@@ -1,0 +1,45 @@
+//! A line for everything that somebody asks for and that changes something.
+
+use std::time::Instant;
+
+use axum::{
+    extract::Request,
+    http::{Method, header},
+    middleware::Next,
+    response::Response,
+};
+
+use super::Connection;
+
+/// Under this name the lines are found in the log.
+const TARGET: &str = "kiln::audit";
+
+/// Writes the line once the answer's head is known: for a stream that is its beginning.
+pub(crate) async fn write(request: Request, next: Next) -> Response {
+    if !changes_something(&request) {
+        return next.run(request).await;
+    }
+    let peer = request
+        .extensions()
+        .get::<Connection>()
+        .map(|connection| connection.peer);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let began = Instant::now();
+    let response = next.run(request).await;
+    tracing::info!(
+        target: TARGET,
+        uid = peer.map(|peer| peer.uid),
+        pid = peer.and_then(|peer| peer.pid),
+        %method,
+        path,
+        status = response.status().as_u16(),
+        ms = began.elapsed().as_millis(),
+        "asked"
+    );
+    response
+}
+
+/// Commands and runs come as upgrades of a GET.
+fn changes_something(request: &Request) -> bool {
+    request.method() != Method::GET || request.headers().contains_key(header::UPGRADE)
+}
