@@ -34,6 +34,7 @@ pub mod code {
 
 /// What failed: `{"error": {"code": …, "message": …}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// The failure.
     pub error: ErrorReport,
@@ -41,6 +42,7 @@ pub struct ErrorBody {
 
 /// One failure, for programs (the code) and for people (the rest).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorReport {
     /// Stable name of the failure, upper case.
     pub code: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something happened to a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Event {
     /// Counts up from 1 in the life of a daemon; a gap is a loss.
     pub number: u64,
@@ -23,6 +24,7 @@ pub struct Event {
 
 /// What to do about what nobody owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CollectGarbage {
     /// Only tell.
@@ -31,6 +33,7 @@ pub struct CollectGarbage {
 
 /// Something that nobody owns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Leftover {
     /// What it is: `sandbox`, `machine`, `jail` or `half_made`.
     pub kind: String,
@@ -44,6 +47,7 @@ pub struct Leftover {
 
 /// A guest kernel that is on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Kernel {
     /// Digest of what it consists of.
     pub id: String,

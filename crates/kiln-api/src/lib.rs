@@ -73,6 +73,8 @@ mod file;
 mod host;
 mod image;
 mod network;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 mod sandbox;
 mod stats;
 pub mod stream;

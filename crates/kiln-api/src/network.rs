@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The network of a sandbox to create.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkRequest {
     /// Which kind; when unset, one of its own where the host can make one, else none.
@@ -15,6 +16,7 @@ pub struct NetworkRequest {
 
 /// What kind of network a sandbox has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
     /// One of its own where the host can make one, else none.
@@ -31,6 +33,7 @@ pub enum NetworkMode {
 /// Order of judgement: `denied_cidrs`, `allowed_domains` and `allowed_cidrs`, the mode's default.
 /// Private ranges stay closed unless an allowed CIDR lies inside one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkPolicy {
     /// The kind; when unset, `custom` where anything is allowed by name, else `allow-all`.
@@ -57,6 +60,7 @@ pub struct NetworkPolicy {
 
 /// Limits such as `50mbit`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Bandwidth {
     /// Towards the guest.
@@ -69,6 +73,7 @@ pub struct Bandwidth {
 
 /// The three kinds of policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyMode {
     /// The public internet.
@@ -81,6 +86,7 @@ pub enum PolicyMode {
 
 /// A sandbox's network as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Network {
     /// What was asked for.
     pub mode: NetworkMode,
@@ -107,6 +113,7 @@ pub struct Network {
 
 /// One question that was asked to verify a policy, and what it showed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NetworkProof {
     /// What it is about, for people.
     pub about: String,
@@ -122,6 +129,7 @@ pub struct NetworkProof {
 
 /// What one question showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ProofOutcome {
     /// As the policy says.

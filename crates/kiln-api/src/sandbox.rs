@@ -8,6 +8,7 @@ use crate::{ExecRequest, NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateSandbox {
     /// Name to find it by.
@@ -78,6 +79,7 @@ pub struct CreateSandbox {
 
 /// A sandbox's main command: the image's own, or what takes its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct MainCommand {
     /// Runs instead of the image's entrypoint; `[]` or `[""]` takes it away.
@@ -89,6 +91,7 @@ pub struct MainCommand {
 
 /// What changes of a sandbox; what is left out stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateSandbox {
     /// Another name.
@@ -131,6 +134,7 @@ where
 
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WaitFor {
     /// It has no machine, or is gone.
@@ -156,6 +160,7 @@ impl WaitFor {
 
 /// How to stop a sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopSandbox {
     /// How long the guest has to power off before its machine is ended; the daemon's default when
@@ -166,6 +171,7 @@ pub struct StopSandbox {
 
 /// Which engine a sandbox asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EnginePreference {
     /// The best that works on the host.
@@ -179,6 +185,7 @@ pub enum EnginePreference {
 
 /// Which engine runs a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EngineKind {
     /// Firecracker.
@@ -207,6 +214,7 @@ impl EngineKind {
 
 /// Where a sandbox is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// Never started.
@@ -254,6 +262,7 @@ impl SandboxState {
 
 /// A sandbox as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Sandbox {
     /// Its id.
     pub id: String,
@@ -325,6 +334,7 @@ pub struct Sandbox {
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Timings {
     /// Image, kernel and disk made ready.

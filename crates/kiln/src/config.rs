@@ -24,6 +24,9 @@ pub struct HostConfig {
     pub firecracker: Option<PathBuf>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
+    /// Directory of executables that take part in sandboxes' lives; see [`Hook`](crate::Hook).
+    /// None when unset.
+    pub hooks_dir: Option<PathBuf>,
     /// Machines that boot at the same time; the rest wait their turn. The number of processors
     /// when unset: more only makes each slower.
     pub parallel_boots: Option<NonZeroUsize>,
@@ -47,6 +50,7 @@ impl HostConfig {
             runtime_dir: runtime_dir.into(),
             firecracker: None,
             qemu: None,
+            hooks_dir: None,
             parallel_boots: None,
             boot_deadline: None,
         }

@@ -23,6 +23,8 @@ pub enum ErrorCode {
     NameTaken,
     /// The idempotency key belongs to another request.
     IdempotencyKeyReused,
+    /// A hook keeps it from being done.
+    HookRefused,
     /// The call does not fit the sandbox's state.
     InvalidState,
     /// Another process owns the data directory.
@@ -98,6 +100,7 @@ impl ErrorCode {
             Self::Ambiguous => "AMBIGUOUS",
             Self::NameTaken => "NAME_TAKEN",
             Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
+            Self::HookRefused => "HOOK_REFUSED",
             Self::InvalidState => "INVALID_STATE",
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
@@ -147,6 +150,7 @@ impl ErrorCode {
             | Self::VolumeNotFound => 404,
             Self::NameTaken
             | Self::IdempotencyKeyReused
+            | Self::HookRefused
             | Self::InvalidState
             | Self::PortTaken
             | Self::DataDirInUse
@@ -282,6 +286,12 @@ impl StdError for Error {
         self.source
             .as_deref()
             .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<kiln_vmm::JailError> for Error {
+    fn from(error: kiln_vmm::JailError) -> Self {
+        Self::new(ErrorCode::Host, "cannot remove what is left of a machine").with_source(error)
     }
 }
 

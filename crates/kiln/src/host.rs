@@ -16,7 +16,9 @@ use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, EventKind, Events};
 use crate::exec::{ExecSpec, SessionInfo};
+use crate::failpoint;
 use crate::guest::{ExecSession, GuestLink};
+use crate::hooks::{self, Hook, HookCall, HookPoint, Hooks};
 use crate::lock::DataLock;
 use crate::material::Materials;
 use crate::metrics::Counters;
@@ -57,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) networks: Networks,
     pub(crate) events: Events,
     pub(crate) counters: Counters,
+    pub(crate) hooks: Hooks,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Turns,
     /// Held by who creates with an idempotency key: what the store says is made has a driver.
@@ -104,11 +107,34 @@ impl Host {
         config.check()?;
         let cache = Directories::new(&config).cache();
         let engines = Engines::new(&config, cache);
-        Self::open_with(config, engines).await
+        Self::open_with(config, engines, Vec::new()).await
     }
 
-    /// As [`Host::open`], with these engines.
-    pub(crate) async fn open_with(config: HostConfig, engines: Engines) -> Result<Self, Error> {
+    /// As [`Host::open`], with hooks of the embedder's behind those of [`HostConfig::hooks_dir`].
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub async fn open_with_hooks(
+        config: HostConfig,
+        hooks: Vec<Arc<dyn Hook>>,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let cache = Directories::new(&config).cache();
+        let engines = Engines::new(&config, cache);
+        Self::open_with(config, engines, hooks).await
+    }
+
+    /// As [`Host::open`], with these engines and hooks.
+    pub(crate) async fn open_with(
+        config: HostConfig,
+        engines: Engines,
+        own: Vec<Arc<dyn Hook>>,
+    ) -> Result<Self, Error> {
+        let mut hooks = match &config.hooks_dir {
+            Some(dir) => hooks::in_directory(dir)?,
+            None => Vec::new(),
+        };
+        hooks.extend(own);
         let directories = Directories::new(&config);
         directories.create()?;
         let lock = DataLock::take(&directories.lock())?;
@@ -120,6 +146,7 @@ impl Host {
             networks: Networks::new(&config.data_dir, store.clone()),
             events: Events::new(),
             counters: Counters::default(),
+            hooks: Hooks::new(hooks),
             drivers: RwLock::default(),
             boots: Turns::new(parallel_boots(&config)),
             creating: tokio::sync::Mutex::default(),
@@ -180,12 +207,14 @@ impl Host {
     /// [`ErrorCode::ImageFailed`] when the image does not exist.
     pub async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         let row = self.new_row(spec)?;
+        self.ask_hooks(&row).await?;
         let stored = row.clone();
         self.shared
             .store
             .write(move |tx| Sandboxes(tx).insert(&stored))
             .await?;
-        Ok(self.begin(row))
+        failpoint::reach("create.stored");
+        Ok(self.begin(row).await)
     }
 
     /// As [`Host::create`], once: repeated with the same key and spec, it answers the sandbox that
@@ -197,6 +226,7 @@ impl Host {
     pub async fn create_once(&self, key: &str, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         check_idempotency_key(key)?;
         let row = self.new_row(spec)?;
+        self.ask_hooks(&row).await?;
         let _turn = self.shared.creating.lock().await;
         let (stored, owned) = (row.clone(), key.to_owned());
         let created = self
@@ -204,7 +234,7 @@ impl Host {
             .store
             .write(move |tx| Idempotency(tx).create(&owned, &stored));
         match created.await? {
-            Created::Now => Ok(self.begin(row)),
+            Created::Now => Ok(self.begin(row).await),
             Created::Before(id) => self.get(&id).await,
             Created::KeyOfAnother => Err(Error::new(
                 ErrorCode::IdempotencyKeyReused,
@@ -221,12 +251,19 @@ impl Host {
     }
 
     /// Gives a row that is stored its driver.
-    fn begin(&self, row: SandboxRow) -> SandboxInfo {
+    async fn begin(&self, row: SandboxRow) -> SandboxInfo {
         let info = SandboxInfo::from(&row);
         self.shared.events.publish(&row, EventKind::Created);
         self.shared
             .adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
+        let call = HookCall::new(HookPoint::AfterCreate, info.clone());
+        self.shared.hooks.tell(&call).await;
         info
+    }
+
+    async fn ask_hooks(&self, row: &SandboxRow) -> Result<(), Error> {
+        let call = HookCall::new(HookPoint::BeforeCreate, SandboxInfo::from(row));
+        self.shared.hooks.ask(&call).await
     }
 
     /// Boots a sandbox, waits until its agent answers and runs its main command, if it has one.

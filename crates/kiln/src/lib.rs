@@ -11,9 +11,11 @@ mod engines;
 mod error;
 mod events;
 mod exec;
+mod failpoint;
 mod files;
 mod gc;
 mod guest;
+mod hooks;
 mod host;
 mod image_choice;
 mod images;
@@ -21,6 +23,7 @@ mod lock;
 mod material;
 mod metrics;
 mod network;
+mod orphans;
 mod process;
 mod recover;
 mod sandbox;
@@ -42,6 +45,7 @@ pub use gc::{Leftover, LeftoverKind};
 pub use guest::{
     ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, TreeDownload, TreeUpload,
 };
+pub use hooks::{Hook, HookCall, HookError, HookPoint, OnFailure};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages};
 pub use kiln_image::Volume;

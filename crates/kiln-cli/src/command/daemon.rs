@@ -125,6 +125,7 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let default = if args.detached { IDLE_EXIT_S } else { 0 };
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
+    host.hooks_dir = Some(hooks_dir(place));
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,
@@ -137,6 +138,14 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     }
     server.serve().await?;
     Ok(0)
+}
+
+/// `KILN_HOOKS_DIR`, or `hooks` in the data directory.
+fn hooks_dir(place: &Place) -> std::path::PathBuf {
+    match std::env::var_os("KILN_HOOKS_DIR").filter(|it| !it.is_empty()) {
+        Some(dir) => dir.into(),
+        None => place.data_dir.join("hooks"),
+    }
 }
 
 /// Tells whoever started us, and lets go of the pipe to it.

@@ -129,6 +129,10 @@ impl Stage {
         .await
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub(super) fn data(&self) -> std::path::PathBuf {
         self.dir.path().join("data")
     }
@@ -165,8 +169,14 @@ impl Drop for Stage {
 
 async fn open(dir: &Path, engine: &FakeEngine) -> Host {
     let config = HostConfig::new(dir.join("data"), dir.join("run"));
+    let config = HostConfig {
+        hooks_dir: Some(dir.join("hooks")),
+        ..config
+    };
     let engines = Engines::only(Arc::new(engine.clone()));
-    within(Host::open_with(config, engines)).await.unwrap()
+    within(Host::open_with(config, engines, Vec::new()))
+        .await
+        .unwrap()
 }
 
 pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
