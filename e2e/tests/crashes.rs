@@ -50,6 +50,7 @@ impl Scene {
             e2e::skip(test, "this kiln was built without fail points");
             return None;
         }
+        wait_until_gone(&stage);
         stage.kiln(&["rm", "-f", "probe"]).expect_code(0);
         let witness = stage.sandbox(&["--name", "witness"]);
         let pid = row(&stage, "witness").unwrap()["pid"].clone();
@@ -70,6 +71,7 @@ impl Scene {
             !file.exists(),
             "{point} was not reached by {args:?}: {ran:?}"
         );
+        wait_until_gone(&self.stage);
     }
 
     /// The witness is the machine that it was and answers; every machine has a sandbox that runs.
@@ -103,6 +105,13 @@ impl Scene {
         self.stage.kiln(&["rm", "-f", "witness"]).expect_code(0);
         self.stage.assert_nothing_left();
     }
+}
+
+/// Waits until the daemon that died has let go of its place: its socket still takes connections for a
+/// moment, and resets them.
+fn wait_until_gone(stage: &Stage) {
+    let lock = fs::File::open(stage.runtime().join("kiln.sock.lock")).unwrap();
+    lock.lock().unwrap();
 }
 
 fn row(stage: &Stage, name: &str) -> Option<Value> {
@@ -157,9 +166,16 @@ fn b2_6_a_daemon_that_dies_at_any_step_of_an_end_finishes_it() {
         scene.stage.kiln(&["rm", &victim]).expect_code(0);
     }
     for point in ["policy.stored", "policy.applied"] {
-        let created = scene
-            .stage
-            .kiln(&["create", "--name", "victim", "--", "true"]);
+        let args = [
+            "create",
+            "--name",
+            "victim",
+            "--network",
+            "default",
+            "--",
+            "true",
+        ];
+        let created = scene.stage.kiln(&args);
         created.expect_code(0);
         scene.die_at(
             point,

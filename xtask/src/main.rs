@@ -14,6 +14,7 @@ mod demo;
 mod deps;
 mod kiln;
 mod lab;
+mod parity;
 mod qemu;
 mod setup;
 mod step;
@@ -42,6 +43,8 @@ enum Chore {
     Setup(setup::Options),
     /// Check the arrows between the crates and the rules on dependencies.
     Deps,
+    /// Check which test holds which id of the parity list.
+    Parity(parity::Options),
     /// Run a command in a QEMU machine with emulated SVM, where KVM and Firecracker work.
     Lab(lab::Options),
     /// Measure Kiln against bare engines.
@@ -56,6 +59,9 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(boxed),
         Chore::Deps => deps::run().map(|()| ExitCode::SUCCESS).map_err(boxed),
+        Chore::Parity(options) => parity::run(&options)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(boxed),
         Chore::Lab(options) => lab::run(&options).map_err(boxed),
         Chore::Bench(options) => bench::run(&options).map_err(boxed),
     };

@@ -15,7 +15,7 @@ use clap::Args;
 use crate::deps::{self, DepsError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step;
-use crate::{lab, workspace};
+use crate::{lab, parity, workspace};
 use tally::Tally;
 
 #[derive(Debug, Args)]
@@ -116,6 +116,7 @@ impl Session {
         ];
         self.check(step::run(&mut step::cargo(clippy)));
         self.check(deps::run());
+        self.check(parity::run(&parity::Options::check()));
     }
 
     fn deny(&mut self) {

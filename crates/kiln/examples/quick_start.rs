@@ -4,6 +4,8 @@
 //! cargo run -p kiln --example quick_start -- /var/lib/kiln /run/kiln
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

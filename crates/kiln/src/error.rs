@@ -327,6 +327,26 @@ mod tests {
     }
 
     #[test]
+    fn a9_every_code_is_documented() {
+        let page = include_str!("../../../docs/errors.md");
+        // Only where codes are given their names is one behind an arrow.
+        let codes = include_str!("error.rs").split("=> \"").skip(1);
+        let codes: Vec<_> = codes.filter_map(|rest| rest.split('"').next()).collect();
+        let codes = codes
+            .iter()
+            .filter(|it| it.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+        let mut number = 0;
+        for code in codes {
+            assert!(
+                page.contains(&format!("`{code}`")),
+                "{code} is not in docs/errors.md"
+            );
+            number += 1;
+        }
+        assert!(number > 30);
+    }
+
+    #[test]
     fn blank_details_are_none() {
         assert!(
             Error::new(ErrorCode::Host, "x")
