@@ -14,6 +14,8 @@ pub mod code {
     pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
     /// The caller may not use this daemon.
     pub const FORBIDDEN: &str = "FORBIDDEN";
+    /// The caller shows no token that this daemon knows.
+    pub const UNAUTHORIZED: &str = "UNAUTHORIZED";
     /// Daemon and caller are different versions of Kiln.
     pub const VERSION_MISMATCH: &str = "VERSION_MISMATCH";
     /// The daemon is about to end and takes no more work.

@@ -4,6 +4,7 @@
 //! connection then never means more than the one request.
 
 mod connection;
+mod endpoint;
 mod error;
 mod events;
 mod exec_stream;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 
+use endpoint::Endpoint;
 pub use error::ClientError;
 pub use events::EventStream;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
@@ -41,7 +43,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
     version: Option<String>,
 }
 
@@ -50,9 +52,20 @@ impl Client {
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
-            socket: socket.into(),
+            endpoint: Endpoint::Unix(socket.into()),
             version: None,
         }
+    }
+
+    /// A client of the daemon at `HOST:PORT` of another host, by TLS. Does not connect yet.
+    ///
+    /// # Errors
+    /// When the address names no host, or `roots` are not PEM certificates.
+    pub fn remote(address: &str, roots: &[u8], token: &str) -> Result<Self, ClientError> {
+        Ok(Self {
+            endpoint: Endpoint::remote(address, roots, token)?,
+            version: None,
+        })
     }
 
     /// Has the daemon refuse everything unless it is exactly this version.
@@ -62,10 +75,10 @@ impl Client {
         self
     }
 
-    /// The socket it connects to.
+    /// The socket it connects to; empty for a daemon on another host.
     #[must_use]
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.endpoint.socket()
     }
 
     /// Who answers. Works across versions.
@@ -200,7 +213,7 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> Result<connection::Answer, ClientError> {
         let version = self.version.as_deref();
-        connection::send(&self.socket, version, method, path, body, &[]).await
+        connection::send(&self.endpoint, version, method, path, body, &[]).await
     }
 
     async fn stream<T: serde::Serialize + Sync>(
@@ -209,7 +222,7 @@ impl Client {
         request: &T,
     ) -> Result<ExecStream, ClientError> {
         let request = connection::body(request)?;
-        ExecStream::open(&self.socket, self.version.as_deref(), path, request).await
+        ExecStream::open(&self.endpoint, self.version.as_deref(), path, request).await
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
 };
 
 use clap::Args;
-use kiln_daemon::{Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError};
+use kiln_daemon::{
+    Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError, RemoteConfig,
+};
 use rustix::{fs::Mode, process};
 use tokio::runtime::{Builder, Runtime};
 
@@ -49,6 +51,19 @@ pub(crate) struct DaemonArgs {
     #[arg(long, value_name = "SECONDS", env = "KILN_BOOT_TIMEOUT",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     boot_timeout: Option<u64>,
+    /// Listen beyond this host too, with TLS and tokens: whoever has a token can do what this user can
+    #[arg(long, value_name = "ADDRESS:PORT", requires_all = ["tls_cert", "tls_key", "tokens"],
+          conflicts_with_all = ["background", "stop"])]
+    listen: Option<std::net::SocketAddr>,
+    /// PEM file of the certificate for --listen
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_cert: Option<std::path::PathBuf>,
+    /// PEM file of its key; nobody else may read it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_key: Option<std::path::PathBuf>,
+    /// File of tokens for --listen, one on a line; nobody else may read it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tokens: Option<std::path::PathBuf>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -129,6 +144,7 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,
+        remote: remote(args),
         idle_exit: idle_exit.map(Duration::from_secs),
         drain: DRAIN,
     };
@@ -138,6 +154,16 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     }
     server.serve().await?;
     Ok(0)
+}
+
+/// All of it or nothing: the arguments require each other.
+fn remote(args: &DaemonArgs) -> Option<RemoteConfig> {
+    Some(RemoteConfig {
+        address: args.listen?,
+        certificate: args.tls_cert.clone()?,
+        key: args.tls_key.clone()?,
+        tokens: args.tokens.clone()?,
+    })
 }
 
 /// `KILN_HOOKS_DIR`, or `hooks` in the data directory.

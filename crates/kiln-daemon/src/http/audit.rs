@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 
-use super::Connection;
+use super::{Connection, auth::Peer};
 
 /// Under this name the lines are found in the log.
 const TARGET: &str = "kiln::audit";
@@ -22,14 +22,13 @@ pub(crate) async fn write(request: Request, next: Next) -> Response {
     let peer = request
         .extensions()
         .get::<Connection>()
-        .map(|connection| connection.peer);
+        .map(|connection| connection.peer.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let began = Instant::now();
     let response = next.run(request).await;
     tracing::info!(
         target: TARGET,
-        uid = peer.map(|peer| peer.uid),
-        pid = peer.and_then(|peer| peer.pid),
+        from = peer.map(|peer| told(&peer)),
         %method,
         path,
         status = response.status().as_u16(),
@@ -37,6 +36,13 @@ pub(crate) async fn write(request: Request, next: Next) -> Response {
         "asked"
     );
     response
+}
+
+fn told(peer: &Peer) -> String {
+    match peer {
+        Peer::Local { uid, pid } => format!("uid {uid}, pid {}", pid.unwrap_or(0)),
+        Peer::Remote { address, .. } => address.to_string(),
+    }
 }
 
 /// Commands and runs come as upgrades of a GET.
