@@ -27,6 +27,9 @@ use serde_json::Value;
 /// Longest that one command of a scenario may take; guests are emulated and machines are busy.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// How long a daemon may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// Becomes a command that has a namespace's resolver. `ip netns exec` would put another `/sys` in
 /// the way of the control groups that jails need.
 const IN_NAMESPACE: &str =
@@ -156,15 +159,15 @@ impl Stage {
             }
             None => Command::new(kiln()),
         };
+        command.args(args).stdin(Stdio::null());
+        self.sets_up(&mut command);
         command
-            // A scenario that wants a network says so: this machine's own is left alone.
-            .env("KILN_NETWORK", "none")
-            .env("KILN_DATA_DIR", &self.data)
-            .env("KILN_RUNTIME_DIR", self.runtime())
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .args(args)
-            .stdin(Stdio::null());
-        command
+    }
+
+    /// Gives a command, whatever it is, the environment of this stage's `kiln`.
+    pub fn sets_up(&self, command: &mut Command) {
+        environment(command, &self.data, &self.runtime())
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
     }
 
     /// Runs `kiln` to its end.
@@ -210,6 +213,15 @@ impl Stage {
         info["daemon_pid"]
             .as_u64()
             .unwrap_or_else(|| panic!("no pid: {info}")) as u32
+    }
+
+    /// Kills the daemon, and waits until it is gone: until then it might still take a connection.
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon_pid();
+        signal(pid, Signal::KILL);
+        eventually("the daemon is gone", || {
+            !Path::new(&format!("/proc/{pid}/exe")).exists()
+        });
     }
 
     /// Processes on this machine that have this stage's directories on their command line or files
@@ -263,16 +275,15 @@ impl Default for Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Machines outlive their daemon: end the daemon first, so that it adopts nothing.
-        for (pid, _) in self
-            .processes()
-            .into_iter()
-            .filter(|(_, line)| line.contains("daemon"))
-        {
+        // The machines first: a daemon that ends normally, and has none, takes everything of its
+        // own off the host.
+        let is_daemon = |(_, line): &(u32, String)| line.contains("daemon");
+        for (pid, _) in self.processes().into_iter().filter(|it| !is_daemon(it)) {
             signal(pid, Signal::KILL);
         }
+        within(ENDING, || self.processes().iter().all(is_daemon));
         if let Ok(pid) = fs::read_to_string(self.data.join("lock")) {
-            kill_daemon_of(&pid, &self.data);
+            end_daemon_of(&pid, &self.data);
         }
         for (pid, _) in self.processes() {
             signal(pid, Signal::KILL);
@@ -314,12 +325,21 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Waits until `what` holds.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    let held = within(Duration::from_secs(60), holds);
+    assert!(held, "it never came true: {what}");
+}
+
+/// Whether it came true in time.
+fn within(patience: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     while !holds() {
-        assert!(Instant::now() < deadline, "it never came true: {what}");
+        if Instant::now() > deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
+    true
 }
 
 /// Says loudly that a test could not run here.
@@ -364,19 +384,24 @@ fn provisioned() -> &'static Path {
             .tempdir_in("/tmp")
             .unwrap();
         let mut command = Command::new(kiln());
-        command
-            .env("KILN_NETWORK", "none")
-            .env("KILN_DATA_DIR", &data)
-            .env("KILN_RUNTIME_DIR", runtime.path())
+        environment(&mut command, &data, runtime.path())
             .args(["run", "--", "true"])
             .stdin(Stdio::null())
             .process_group(0);
         let ran = command.output().unwrap();
         assert!(ran.status.success(), "provisioning failed: {ran:?}");
         let pid = fs::read_to_string(data.join("lock")).unwrap_or_default();
-        kill_daemon_of(&pid, &data);
+        end_daemon_of(&pid, &data);
         data
     })
+}
+
+fn environment<'c>(command: &'c mut Command, data: &Path, runtime: &Path) -> &'c mut Command {
+    command
+        // A scenario that wants a network says so: this machine's own is left alone.
+        .env("KILN_NETWORK", "none")
+        .env("KILN_DATA_DIR", data)
+        .env("KILN_RUNTIME_DIR", runtime)
 }
 
 /// On the same filesystem as the provisioned artefacts, so that they can be hard-linked.
@@ -391,21 +416,25 @@ fn target_dir() -> PathBuf {
     exe.ancestors().nth(3).unwrap().to_path_buf()
 }
 
-fn kill_daemon_of(pid: &str, data: &Path) {
+/// Asks the daemon to end; one that does not is killed.
+fn end_daemon_of(pid: &str, data: &Path) {
     let Ok(pid) = pid.trim().parse::<u32>() else {
         return;
     };
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let needle = format!("KILN_DATA_DIR={}", data.display());
     // The number may be a stranger's by now; its environment tells.
-    if environment
+    if !environment
         .split(|byte| *byte == 0)
         .any(|variable| variable == needle.as_bytes())
     {
+        return;
+    }
+    let gone = || !Path::new(&format!("/proc/{pid}/exe")).exists();
+    signal(pid, Signal::TERM);
+    if !within(ENDING, gone) {
         signal(pid, Signal::KILL);
-        eventually("the daemon is gone", || {
-            !Path::new(&format!("/proc/{pid}/exe")).exists()
-        });
+        eventually("the daemon is gone", gone);
     }
 }
 

@@ -107,7 +107,7 @@ fn run(command: &mut Command) -> String {
 /// An image as `docker save` would write it, which tells its release.
 fn archive(dir: &Path, release: &str) -> PathBuf {
     let root = dir.join("root");
-    for name in ["bin", "etc", "srv", "proc", "sys", "dev", "tmp"] {
+    for name in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
         fs::create_dir_all(root.join(name)).unwrap();
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
@@ -147,7 +147,9 @@ fn archive(dir: &Path, release: &str) -> PathBuf {
             "Cmd": ["image", "7"],
             "Env": ["PATH=/bin", "COLOR=red", "SIZE=small"],
             "User": "app",
+            // It has no such directory.
             "WorkingDir": "/srv",
+            "StopSignal": "SIGUSR1",
         },
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     });
@@ -172,9 +174,12 @@ fn images(stage: &Stage) -> Vec<Value> {
 }
 
 #[test]
-fn an_image_is_pulled_and_runs_as_it_wants_to_be_run() {
+fn b1_3_an_image_is_pulled_and_runs_as_it_wants_to_be_run() {
     if let Some(why) = missing() {
-        return skip("an_image_is_pulled_and_runs_as_it_wants_to_be_run", &why);
+        return skip(
+            "b1_3_an_image_is_pulled_and_runs_as_it_wants_to_be_run",
+            &why,
+        );
     }
     let stage = Stage::new();
     let registry = Registry::start(&stage.path("registry"));
@@ -304,6 +309,48 @@ fn an_image_stays_as_long_as_a_sandbox_needs_it() {
     assert_eq!(removed.json()[0]["untagged"], json!([name]));
     assert_eq!(images(&stage), Vec::<Value>::new());
     drop(registry);
+    stage.assert_nothing_left();
+}
+
+#[test]
+fn a_stop_asks_the_main_process_by_the_images_signal() {
+    const TEST: &str = "a_stop_asks_the_main_process_by_the_images_signal";
+    if let Some(why) = missing() {
+        return skip(TEST, &why);
+    }
+    let stage = Stage::new();
+    let file = archive(&stage.path("one"), "one");
+    let import = ["image", "import", file.to_str().unwrap()];
+    stage.kiln(&import).expect_code(0);
+    let run = |options: &[&str], script: &str| {
+        let image = ["--entrypoint", "/bin/sh", "team/app:1", "--", "-c", script];
+        let common = ["run", "--json", "--pull", "never", "--tmpfs", "-u", "0"];
+        stage.kiln(&[&common, options, &image].concat())
+    };
+    let volume = ["volume", "create", "data", "--size", "16M"];
+    stage.kiln(&volume).expect_code(0);
+    let mounted = ["--volume", "data:/data"];
+    let script = "trap '' TERM; trap 'echo asked >/data/told; exit 0' USR1; echo >/data/ready; \
+                  while :; do sleep 0.1; done";
+    let started = run(&[&["-d"][..], &mounted].concat(), script).expect_code(0);
+    let id = started.json()["id"].as_str().unwrap().to_owned();
+    let ready = [
+        "exec",
+        &id,
+        "sh",
+        "-c",
+        "until [ -e /data/ready ]; do sleep 0.1; done",
+    ];
+    stage.kiln(&ready).expect_code(0);
+    stage.kiln(&["stop", "--time", "60", &id]).expect_code(0);
+    stage.kiln(&["rm", &id]).expect_code(0);
+    let told = run(&mounted, "cat /data/told").expect_code(0);
+    assert_eq!(told.text(), "asked\n");
+
+    let foreign = run(&["--platform", "linux/s390x"], "true").expect_code(125);
+    assert_eq!(foreign.error()["code"], "INVALID_SPEC");
+    let message = foreign.error()["message"].to_string();
+    assert!(message.contains("this host runs linux/"), "{message}");
     stage.assert_nothing_left();
 }
 

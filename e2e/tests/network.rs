@@ -1,5 +1,4 @@
-//! Networks of real guests, on a host of their own: a network namespace with the daemon in it,
-//! and a second one that plays the internet. Nothing of this machine's network is touched.
+//! Networks of real guests, on a host of their own: see [`lab`].
 
 #![allow(
     clippy::expect_used,
@@ -8,186 +7,14 @@
     reason = "a scenario fails by panicking, its helpers too"
 )]
 
-use std::fs;
-use std::process::{Child, Command, Stdio};
+mod lab;
 
-use e2e::{Stage, eventually, signal, skip};
+use e2e::{eventually, signal};
+use lab::{
+    ALLOWED, GATEWAY, HOST, Lab, METADATA, OTHER, PRIVATE, RESOLVER, SMALL, ask, output, sandbox,
+    serve_in_guest,
+};
 use rustix::process::Signal;
-
-const HOST: &str = "203.0.113.2";
-const RESOLVER: &str = "198.51.100.53";
-const ALLOWED: &str = "198.51.100.10";
-const OTHER: &str = "198.51.100.20";
-const PRIVATE: &str = "10.99.0.1";
-const METADATA: &str = "169.254.169.254";
-/// The guest's gateway and resolver, the same in every sandbox.
-const GATEWAY: &str = "198.19.255.1";
-const SMALL: [&str; 4] = ["--memory", "128M", "--tmpfs", "--engine=qemu"];
-
-/// Two namespaces, and servers in them.
-struct Lab {
-    host: String,
-    world: String,
-    servers: Vec<Child>,
-}
-
-impl Lab {
-    /// `None`, said loudly, where there can be none.
-    fn new(test: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            skip(test, "network namespaces take root");
-            return None;
-        }
-        for tool in ["ip", "nft"] {
-            if Command::new(tool).arg("-V").output().is_err() {
-                skip(test, &format!("there is no {tool} on this machine"));
-                return None;
-            }
-        }
-        let tag = format!("kt{:x}", std::process::id() ^ hash(test));
-        let mut lab = Self {
-            host: format!("{tag}h"),
-            world: format!("{tag}w"),
-            servers: Vec::new(),
-        };
-        lab.build();
-        Some(lab)
-    }
-
-    fn build(&mut self) {
-        let (host, world) = (self.host.clone(), self.world.clone());
-        // Only this namespace's daemon sees this file as /etc/resolv.conf.
-        let etc = format!("/etc/netns/{host}");
-        fs::create_dir_all(&etc).unwrap();
-        fs::write(
-            format!("{etc}/resolv.conf"),
-            format!("nameserver {RESOLVER}\n"),
-        )
-        .unwrap();
-        for name in [&host, &world] {
-            ip(&format!("netns add {name}"));
-            ip(&format!("-n {name} link set lo up"));
-        }
-        ip(&format!(
-            "link add up0 netns {host} type veth peer name up0 netns {world}"
-        ));
-        ip(&format!("-n {host} addr add {HOST}/24 dev up0"));
-        ip(&format!("-n {world} addr add 203.0.113.1/24 dev up0"));
-        for name in [&host, &world] {
-            ip(&format!("-n {name} link set up0 up"));
-        }
-        ip(&format!("-n {host} route add default via 203.0.113.1"));
-        for address in [RESOLVER, ALLOWED, OTHER, PRIVATE, METADATA] {
-            ip(&format!("-n {world} addr add {address}/32 dev lo"));
-        }
-        self.serve(&world, &["serve", "80", "from the world"]);
-        self.serve(&host, &["serve", "8000", "a secret of the host"]);
-        let allowed = format!("allowed.example={ALLOWED}");
-        let denied = format!("denied.example={OTHER}");
-        self.serve(&world, &["dns", RESOLVER, &allowed, &denied]);
-        // Controls: from the host all of it answers, so what a guest does not reach is kept from it.
-        for from in [ALLOWED, OTHER, PRIVATE, METADATA] {
-            eventually("the world answers", || {
-                self.fetch(&self.host, &format!("{from}:80")) == "from the world"
-            });
-        }
-        eventually("the host's service answers", || {
-            self.fetch(&self.world, &format!("{HOST}:8000")) == "a secret of the host"
-        });
-    }
-
-    fn serve(&mut self, namespace: &str, words: &[&str]) {
-        self.servers.push(inside(namespace, words).spawn().unwrap());
-    }
-
-    /// What a server says to a client in this namespace; nothing if it is not reached.
-    fn fetch(&self, namespace: &str, from: &str) -> String {
-        let ran = inside(namespace, &["fetch", from])
-            .stderr(Stdio::null())
-            .output()
-            .unwrap();
-        String::from_utf8(ran.stdout).unwrap()
-    }
-
-    fn stage(&self) -> Stage {
-        Stage::new().in_network_namespace(&self.host)
-    }
-
-    /// The daemon leaves, and the host is as it was.
-    #[track_caller]
-    fn assert_host_is_clean(&self, stage: &Stage) {
-        stage.assert_nothing_left();
-        signal(stage.daemon_pid(), Signal::TERM);
-        eventually("no table is left", || {
-            output(&["ip", "netns", "exec", &self.host, "nft", "list", "tables"]).is_empty()
-        });
-        let links = output(&["ip", "-n", &self.host, "-o", "link"]);
-        assert_eq!(links.lines().count(), 2, "links are left: {links}");
-        let addresses = output(&["ip", "-n", &self.host, "-4", "-o", "addr"]);
-        assert_eq!(
-            addresses.lines().count(),
-            2,
-            "addresses are left: {addresses}"
-        );
-        let routes = output(&["ip", "-n", &self.host, "route"]);
-        assert_eq!(routes.lines().count(), 2, "routes are left: {routes}");
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-        for name in [&self.host, &self.world] {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-        let _ = fs::remove_dir_all(format!("/etc/netns/{}", self.host));
-        // Empty unless somebody else uses it.
-        let _ = fs::remove_dir("/etc/netns");
-    }
-}
-
-fn hash(text: &str) -> u32 {
-    text.bytes().fold(0_u32, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(byte.into())
-    }) & 0xff_ffff
-}
-
-fn inside(namespace: &str, words: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command
-        .args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_world")])
-        .args(words)
-        .stdin(Stdio::null());
-    command
-}
-
-#[track_caller]
-fn ip(words: &str) {
-    let done = Command::new("ip").args(words.split(' ')).output().unwrap();
-    assert!(done.status.success(), "ip {words}: {done:?}");
-}
-
-#[track_caller]
-fn output(words: &[&str]) -> String {
-    let ran = Command::new(words[0]).args(&words[1..]).output().unwrap();
-    assert!(ran.status.success(), "{words:?}: {ran:?}");
-    String::from_utf8(ran.stdout).unwrap()
-}
-
-fn sandbox(stage: &Stage, options: &[&str]) -> String {
-    stage.sandbox(&[&SMALL[..], options].concat())
-}
-
-/// What the guest's agent finds, one word per question.
-#[track_caller]
-fn ask(stage: &Stage, sandbox: &str, questions: &[&str]) -> String {
-    let words = [&["exec", sandbox, "--", "/proc/1/exe", "--ask"], questions].concat();
-    let ran = stage.kiln(&words).expect_code(0);
-    ran.text().trim_end().replace('\n', " ")
-}
 
 #[test]
 fn a_sandbox_reaches_the_internet_and_nothing_else_unless_told() {
@@ -232,8 +59,8 @@ fn a_sandbox_reaches_the_internet_and_nothing_else_unless_told() {
 }
 
 #[test]
-fn names_ports_and_the_proof() {
-    let Some(lab) = Lab::new("names_ports_and_the_proof") else {
+fn b1_6_names_ports_and_the_proof() {
+    let Some(lab) = Lab::new("b1_6_names_ports_and_the_proof") else {
         return;
     };
     let stage = lab.stage();
@@ -297,21 +124,6 @@ fn names_ports_and_the_proof() {
     lab.assert_host_is_clean(&stage);
 }
 
-/// The stage hand's own server, sent in: the image has none.
-fn serve_in_guest(stage: &Stage, id: &str) {
-    let program = fs::File::open(env!("CARGO_BIN_EXE_world")).unwrap();
-    let save = "cat > /world && chmod +x /world";
-    let sent = stage
-        .command(&["exec", "-i", id, "--", "sh", "-c", save])
-        .stdin(program)
-        .output()
-        .unwrap();
-    assert!(sent.status.success(), "{sent:?}");
-    let serve = "/world serve 80 'from the guest' > /dev/null 2>&1 &";
-    let start = ["exec", id, "--", "setsid", "sh", "-c", serve];
-    stage.kiln(&start).expect_code(0);
-}
-
 #[test]
 fn a_network_outlives_its_daemon_but_not_its_machine() {
     let Some(lab) = Lab::new("a_network_outlives_its_daemon_but_not_its_machine") else {
@@ -327,7 +139,7 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
         format!("name:{GATEWAY}:allowed.example"),
     ];
     let questions = questions.each_ref().map(String::as_str);
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     assert_eq!(ask(&stage, &id, &questions), "silent answered");
     let named = format!("tcp:{ALLOWED}:80");
     assert_eq!(ask(&stage, &id, &[&named]), "answered");
@@ -342,10 +154,61 @@ fn a_network_outlives_its_daemon_but_not_its_machine() {
     // Both die: the next daemon finds what they left, and removes it.
     let machine = &stage.sandboxes()[0]["pid"];
     let machine = u32::try_from(machine.as_u64().unwrap()).unwrap();
-    signal(stage.daemon_pid(), Signal::KILL);
+    stage.kill_daemon();
     signal(machine, Signal::KILL);
     stage.kiln(&["rm", "--force", &id]).expect_code(0);
     lab.assert_host_is_clean(&stage);
+}
+
+#[test]
+fn other_firewalls_are_passed_or_named_and_left_as_they_were() {
+    let Some(lab) = Lab::new("other_firewalls_are_passed_or_named") else {
+        return;
+    };
+    let nft = |words: &str| {
+        let command = ["ip", "netns", "exec", &lab.host, "nft"];
+        output(&[&command[..], &[words]].concat())
+    };
+    // As Docker and ufw leave it: what they do not know is dropped.
+    nft("add table ip filter");
+    for (chain, hook) in [("FORWARD", "forward"), ("INPUT", "input")] {
+        nft(&format!(
+            "add chain ip filter {chain} {{ type filter hook {hook} priority 0; policy drop; }}"
+        ));
+    }
+    nft("add rule ip filter INPUT ct state established accept");
+    nft("add rule ip filter INPUT iif lo accept");
+    let theirs = nft("list table ip filter");
+    let stage = lab.stage();
+    let id = sandbox(&stage, &["--network=default"]);
+    let questions = [
+        format!("tcp:{ALLOWED}:80"),
+        format!("name:{GATEWAY}:allowed.example"),
+        format!("tcp:{PRIVATE}:80"),
+    ];
+    let questions = questions.each_ref().map(String::as_str);
+    assert_eq!(ask(&stage, &id, &questions), "answered answered silent");
+    assert_ne!(nft("list table ip filter"), theirs, "two rules of ours");
+    let warned = |id: &str| {
+        let all = stage.sandboxes();
+        let it = all.iter().find(|it| it["id"] == id).unwrap();
+        it["warnings"].to_string().contains("firewall-cmd")
+    };
+    assert!(!warned(&id));
+    // firewalld has to be told by its own means, and we say how.
+    nft("add table inet firewalld");
+    nft("add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }");
+    let info = stage.kiln(&["info", "--json"]).expect_code(0).text();
+    assert!(info.contains("firewall-cmd"), "{info}");
+    let second = sandbox(&stage, &["--network=default"]);
+    assert!(warned(&second));
+    nft("delete table inet firewalld");
+    stage.kiln(&["rm", "--force", &id, &second]).expect_code(0);
+    stage.assert_nothing_left();
+    signal(stage.daemon_pid(), Signal::TERM);
+    eventually("theirs is as it was", || {
+        nft("list tables") == "table ip filter\n" && nft("list table ip filter") == theirs
+    });
 }
 
 #[test]
@@ -376,6 +239,20 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let nothing = ["run", "--network=none", "--", "ls", "/sys/class/net"];
     let ran = stage.kiln(&[&nothing[..2], &SMALL, &nothing[2..]].concat());
     assert_eq!(ran.expect_code(0).text(), "lo\n");
+    // Nor has its VMM, if the guest should take it over.
+    let id = sandbox(&stage, &["--network=none"]);
+    let machine = stage.sandboxes()[0]["pid"].as_u64().unwrap();
+    let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_ne!(namespace(machine), namespace(stage.daemon_pid().into()));
+    let inside = [
+        "nsenter",
+        &format!("--net=/proc/{machine}/ns/net"),
+        "ip",
+        "-o",
+        "link",
+    ];
+    assert_eq!(output(&inside).lines().count(), 1, "loopback only");
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
     // A sandbox without a network leaves the host's alone.
     let tables = output(&["ip", "netns", "exec", &lab.host, "nft", "list", "tables"]);
     assert_eq!(tables, "");

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use e2e::{Stage, eventually, finish, kiln};
@@ -87,12 +87,12 @@ fn an_interactive_shell_has_a_terminal_with_size_signals_and_an_end() {
     let mut terminal = Terminal::open();
     terminal.resize(33, 101);
     // `setsid --ctty` makes the terminal the controlling one, as a login would.
-    let child = std::process::Command::new("setsid")
+    let mut command = Command::new("setsid");
+    stage.sets_up(&mut command);
+    let child = command
         .args(["--ctty", "--wait"])
         .arg(kiln())
         .arg("run")
-        .env("KILN_DATA_DIR", stage.data())
-        .env("KILN_RUNTIME_DIR", stage.runtime())
         .stdin(terminal.stdio())
         .stdout(terminal.stdio())
         .stderr(terminal.stdio())

@@ -9,6 +9,7 @@ mod boot;
 mod image;
 mod network;
 mod proc;
+mod raw_fork;
 mod report;
 mod stats;
 mod timings;

@@ -68,6 +68,8 @@ pub(crate) enum LabError {
     Kernel(#[from] KernelError),
     #[error("the lab's disk cannot be made")]
     Image(#[from] ImageError),
+    #[error("cargo built no tests of {file}")]
+    NoTests { file: String },
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error("cannot work in {path}")]

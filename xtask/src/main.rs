@@ -43,7 +43,7 @@ enum Chore {
     Setup(setup::Options),
     /// Check the arrows between the crates and the rules on dependencies.
     Deps,
-    /// Check which test holds which id of the parity list.
+    /// Check that every feature of Kiln's predecessors has a test that is named by it.
     Parity(parity::Options),
     /// Run a command in a QEMU machine with emulated SVM, where KVM and Firecracker work.
     Lab(lab::Options),

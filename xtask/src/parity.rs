@@ -1,201 +1,308 @@
-//! `cargo xtask parity`: which test holds which id of the list of what Kiln has to be able to do.
+//! `cargo xtask parity`: what Kiln's two predecessors could do, and the tests that show it of Kiln.
 //!
-//! `docs/parity.md` is made of the table here and of the tests in the sources: a test holds the ids
-//! that its name begins with (`b1_8_b2_5_a_time_out_…` holds B1.8 and B2.5). The check fails when the
-//! page is not what the sources say, so an id cannot lose its last test unnoticed; ids without a test
-//! are listed as open.
+//! `docs/parity.md` has a row for every id. A test says by its name which id it is about:
+//! `a4_2_pause_…` is one of A4.2. This chore fills the rows' last column from the tests that there
+//! are, and fails when an id has neither a test nor the word `open` and a reason.
 
-mod table;
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
 use clap::Args;
-use table::TABLE;
 
 use crate::workspace;
 
-const PAGE: &str = "docs/parity.md";
+/// Where the table is.
+const TABLE: &str = "docs/parity.md";
+/// Where tests are.
+const SOURCES: [&str; 3] = ["crates", "e2e", "xtask"];
+/// What begins the last column of an id without a test.
+const OPEN: &str = "open:";
 
-#[derive(Debug, Args)]
+/// All ids: a letter, a chapter and how many sections it has; none is the chapter itself.
+const CHAPTERS: &[(char, u32, u32)] = &[
+    ('A', 1, 8),
+    ('A', 2, 5),
+    ('A', 3, 8),
+    ('A', 4, 11),
+    ('A', 5, 10),
+    ('A', 6, 6),
+    ('A', 7, 4),
+    ('A', 8, 4),
+    ('A', 9, 0),
+    ('B', 1, 11),
+    ('B', 2, 6),
+    ('B', 3, 5),
+    ('B', 4, 7),
+    ('B', 5, 3),
+    ('B', 6, 1),
+    ('B', 7, 3),
+    ('B', 8, 4),
+];
+
+#[derive(Debug, Default, Args)]
 pub(crate) struct Options {
-    /// Write the page instead of checking it.
+    /// Write the tests' names into the table instead of comparing them.
     #[arg(long)]
     write: bool,
 }
 
-impl Options {
-    /// Checks, and changes nothing.
-    pub(crate) fn check() -> Self {
-        Self { write: false }
-    }
-}
-
-/// Why the page does not hold.
+/// Why the table and the tests do not agree.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParityError {
-    #[error("cannot read or write {}", path.display())]
-    Io {
+    #[error("cannot {action} {path}")]
+    File {
+        action: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("tests are named by ids that are in no table: {}", .0.join(", "))]
-    Unknown(Vec<String>),
-    #[error("{PAGE} is not what the sources say: `cargo xtask parity --write`")]
-    Stale,
+    #[error("{TABLE} does not fit the tests:\n{}", .0.join("\n"))]
+    Faults(Vec<String>),
 }
 
-/// Checks or writes the page.
+/// A letter, a chapter, a section. Section 0 is a chapter without any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Id(char, u32, u32);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(letter, chapter, 0) => write!(f, "{letter}{chapter}"),
+            Self(letter, chapter, section) => write!(f, "{letter}{chapter}.{section}"),
+        }
+    }
+}
+
+impl Id {
+    fn all() -> impl Iterator<Item = Self> {
+        CHAPTERS.iter().flat_map(|&(letter, chapter, sections)| {
+            let sections = if sections == 0 { 0..=0 } else { 1..=sections };
+            sections.map(move |section| Self(letter, chapter, section))
+        })
+    }
+
+    /// From the first column of a row.
+    fn of_column(text: &str) -> Option<Self> {
+        Self::all().find(|id| id.to_string() == text)
+    }
+
+    /// From the name of a test; none when it begins like no id.
+    fn of_test(name: &str) -> Option<Self> {
+        let mut rest = name;
+        let letter = match rest.chars().next()? {
+            'a' => 'A',
+            'b' => 'B',
+            _ => return None,
+        };
+        rest = &rest[1..];
+        let mut number = || {
+            let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+            let number = rest[..digits].parse().ok()?;
+            rest = rest[digits..].strip_prefix('_')?;
+            Some(number)
+        };
+        let chapter = number()?;
+        let section = number().unwrap_or(0);
+        Some(Self(letter, chapter, section))
+    }
+}
+
+/// Names of tests by id, each with its file.
+type Tests = BTreeMap<Id, Vec<(String, String)>>;
+
 pub(crate) fn run(options: &Options) -> Result<(), ParityError> {
     let root = workspace::root();
-    let tests = tests_by_id(&root)?;
-    let unknown: Vec<_> = tests
-        .keys()
-        .filter(|id| TABLE.iter().all(|(known, _, _)| known != id))
-        .cloned()
-        .collect();
-    if !unknown.is_empty() {
-        return Err(ParityError::Unknown(unknown));
+    let tests = tests_in(&root)?;
+    let path = root.join(TABLE);
+    let table = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let (filled, faults) = fill(&table, &tests);
+    if !faults.is_empty() {
+        return Err(ParityError::Faults(faults));
     }
-    let made = page(&tests);
-    let path = root.join(PAGE);
+    if filled == table {
+        return Ok(());
+    }
     if options.write {
-        return fs::write(&path, made).map_err(failed(&path));
+        return fs::write(&path, filled).map_err(file("write", &path));
     }
-    let committed = fs::read_to_string(&path).map_err(failed(&path))?;
-    if committed != made {
-        return Err(ParityError::Stale);
-    }
-    let open = TABLE
-        .iter()
-        .filter(|(id, _, _)| !tests.contains_key(*id))
-        .count();
-    println!(
-        "parity: {} of {} ids have tests",
-        TABLE.len() - open,
-        TABLE.len()
-    );
-    Ok(())
+    let other = table.lines().zip(filled.lines()).filter(|(a, b)| a != b);
+    let told = other.map(|(_, should)| format!("should be: {should}"));
+    let hint = "`cargo xtask parity --write` writes it".to_owned();
+    Err(ParityError::Faults(told.chain([hint]).collect()))
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> ParityError {
-    let path = path.to_owned();
-    move |source| ParityError::Io { path, source }
-}
-
-fn page(tests: &BTreeMap<String, BTreeSet<String>>) -> String {
-    let mut text = String::from(
-        "# Parity\n\nWhat the two systems before Kiln could do, what gives it here, and the tests that \
-         hold it, named\nby the id. Made by `cargo xtask parity --write`; a check holds it against the \
-         sources. *Open* means\nthat no test is named by the id yet, whatever is built.\n\n\
-         | id | what | given by | tests |\n|---|---|---|---|\n",
-    );
-    for (id, what, by) in TABLE {
-        let held = match tests.get(*id) {
-            Some(names) => names
-                .iter()
-                .map(|it| format!("`{it}`"))
-                .collect::<Vec<_>>()
-                .join("<br>"),
-            None => "*open*".to_owned(),
-        };
-        text.push_str(&format!("| {id} | {what} | {by} | {held} |\n"));
-    }
-    text
-}
-
-fn tests_by_id(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, ParityError> {
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let mut dirs = vec![root.join("crates"), root.join("e2e")];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).map_err(failed(&dir))? {
-            let path = entry.map_err(failed(&dir))?.path();
-            if path.is_dir() {
-                if path.file_name().is_some_and(|name| name != "target") {
-                    dirs.push(path);
-                }
-            } else if path.extension().is_some_and(|it| it == "rs") {
-                let text = fs::read_to_string(&path).map_err(failed(&path))?;
-                for name in tests_in(&text) {
-                    for id in ids_of(name) {
-                        found.entry(id).or_default().insert(name.to_owned());
+/// The table with the tests in its last column, and what is wrong with it.
+fn fill(table: &str, tests: &Tests) -> (String, Vec<String>) {
+    let mut faults = Vec::new();
+    let mut seen = Vec::new();
+    let mut filled = String::new();
+    for line in table.lines() {
+        match row(line) {
+            Some((id, columns, last)) => {
+                seen.push(id);
+                let last = match tests.get(&id) {
+                    Some(tests) => shown(tests),
+                    None if last.strip_prefix(OPEN).is_some_and(|why| why.len() > 3) => {
+                        last.to_owned()
                     }
+                    None => {
+                        faults.push(format!(
+                            "{id} has no test; its row does not say `{OPEN} why`"
+                        ));
+                        continue;
+                    }
+                };
+                filled.push_str(&format!("{columns}| {last} |\n"));
+            }
+            None => {
+                filled.push_str(line);
+                filled.push('\n');
+            }
+        }
+    }
+    let missing = Id::all().filter(|id| !seen.contains(id));
+    faults.extend(missing.map(|id| format!("{id} has no row")));
+    let strangers = tests
+        .keys()
+        .filter(|id| !Id::all().any(|known| known == **id));
+    faults.extend(strangers.map(|id| format!("{id} is no id, but a test is named by it")));
+    seen.sort_unstable();
+    let twice = seen.windows(2).filter(|pair| pair[0] == pair[1]);
+    faults.extend(twice.map(|pair| format!("{} has two rows", pair[0])));
+    (filled, faults)
+}
+
+/// A row of an id: its columns but the last, and the last.
+fn row(line: &str) -> Option<(Id, &str, &str)> {
+    let columns = line.strip_suffix('|')?.trim_end();
+    let (columns, last) = columns.rsplit_once('|')?;
+    let id = columns.strip_prefix('|')?.split('|').next()?.trim();
+    Some((Id::of_column(id)?, columns, last.trim()))
+}
+
+fn shown(tests: &[(String, String)]) -> String {
+    let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (file, name) in tests {
+        by_file.entry(file).or_default().push(name);
+    }
+    let files = by_file.iter().map(|(file, names)| {
+        let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        format!("{file}: {}", names.join(", "))
+    });
+    files.collect::<Vec<_>>().join("<br>")
+}
+
+fn tests_in(root: &Path) -> Result<Tests, ParityError> {
+    let mut tests = Tests::new();
+    let mut directories: Vec<PathBuf> = SOURCES.iter().map(|dir| root.join(dir)).collect();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).map_err(file("list", &directory))? {
+            let path = entry.map_err(file("list", &directory))?.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = fs::read_to_string(&path).map_err(file("read", &path))?;
+                let name = path.strip_prefix(root).unwrap_or(&path);
+                let name = name.display().to_string();
+                for (id, test) in named_in(&source) {
+                    tests
+                        .entry(id)
+                        .or_default()
+                        .push((name.clone(), test.to_owned()));
                 }
             }
         }
     }
-    Ok(found)
+    for named in tests.values_mut() {
+        named.sort();
+    }
+    Ok(tests)
 }
 
-/// Names of functions that stand right behind a `test` attribute.
-fn tests_in(text: &str) -> Vec<&str> {
-    let mut names = Vec::new();
+/// Tests with the name of an id: functions under a `#[test]` or something like it.
+fn named_in(source: &str) -> Vec<(Id, &str)> {
+    let mut found = Vec::new();
     let mut is_test = false;
-    for line in text.lines().map(str::trim) {
+    for line in source.lines().map(str::trim) {
         if line.starts_with("#[") {
-            let attribute = line.trim_start_matches("#[");
-            is_test |= attribute.starts_with("test]") || attribute.starts_with("tokio::test");
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
             continue;
         }
-        let function = line.trim_start_matches("async ").strip_prefix("fn ");
-        if let Some(function) = function.filter(|_| is_test || line.contains("in ")) {
-            let end = function.find(|it: char| !it.is_alphanumeric() && it != '_');
-            names.extend(end.map(|end| &function[..end]));
+        let after = line.strip_prefix("async ").unwrap_or(line);
+        if let Some(name) = after.strip_prefix("fn ")
+            && is_test
+        {
+            let end = name.find('(').unwrap_or(name.len());
+            found.extend(Id::of_test(&name[..end]).map(|id| (id, &name[..end])));
         }
-        is_test &= line.is_empty() || line.starts_with("//");
+        // In a macro of property tests, attributes stand on lines of their own too.
+        is_test &= line.starts_with("//") || line.is_empty();
     }
-    names
+    found
 }
 
-/// The ids that a name begins with.
-fn ids_of(name: &str) -> Vec<String> {
-    let mut parts = name.split('_').peekable();
-    let mut ids = Vec::new();
-    while let Some(area) = parts.next_if(|part| is_area(part)) {
-        let upper = area.to_ascii_uppercase();
-        if upper == "A9" {
-            ids.push(upper);
-            continue;
-        }
-        match parts.next_if(|part| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit())) {
-            Some(number) => ids.push(format!("{upper}.{number}")),
-            None => break,
-        }
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ParityError {
+    let path = path.to_owned();
+    move |source| ParityError::File {
+        action,
+        path,
+        source,
     }
-    ids
-}
-
-/// A letter and a digit.
-fn is_area(part: &str) -> bool {
-    matches!(part.as_bytes(), [b'a' | b'b', digit] if digit.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_test_holds_the_ids_that_its_name_begins_with() {
-        assert_eq!(ids_of("b1_8_b2_5_a_time_out"), ["B1.8", "B2.5"]);
-        assert_eq!(ids_of("a9_codes_are_kept"), ["A9"]);
-        assert_eq!(ids_of("a4_11_words"), ["A4.11"]);
-        assert!(ids_of("a_test").is_empty() && ids_of("b2_later").is_empty());
+    fn table(last: &str) -> String {
+        let rows = Id::all().map(|id| format!("| {id} | what | how | {last} |\n"));
+        rows.collect::<String>()
     }
 
     #[test]
-    fn tests_are_told_from_other_functions() {
-        let text = "#[test]\nfn b1_1_one() {\n}\nfn b1_2_helper() {\n}\n#[tokio::test(x)]\n#[ignore]\nasync fn b1_3_two() {\n";
-        assert_eq!(tests_in(text), ["b1_1_one", "b1_3_two"]);
-        let property = "proptest! {\n#[test]\nfn b1_4_three(text in \".*\") {\n";
-        assert_eq!(tests_in(property), ["b1_4_three"]);
+    fn tests_are_known_by_their_names() {
+        assert_eq!(Id::of_test("a4_11_x"), Some(Id('A', 4, 11)));
+        assert_eq!(Id::of_test("a9_network"), Some(Id('A', 9, 0)));
+        assert_eq!(Id::of_test("b1_is_refused"), Some(Id('B', 1, 0)));
+        assert_eq!(Id::of_test("a_file_4_2_"), None);
+        assert_eq!(Id::of_test("b12"), None);
     }
 
     #[test]
-    fn ids_are_there_once() {
-        let ids: BTreeSet<_> = TABLE.iter().map(|(id, _, _)| id).collect();
-        assert_eq!(ids.len(), TABLE.len());
+    fn only_tests_count() {
+        let source = "#[tokio::test(flavor = \"current_thread\")]\n#[ignore]\n\
+            async fn a1_1_one() {\nfn a1_2_helper() {\n  #[test]\n  // words\n  fn b8_2_two() {\n";
+        let found: Vec<&str> = named_in(source).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(found, ["a1_1_one", "b8_2_two"]);
+    }
+
+    #[test]
+    fn an_id_needs_a_test_or_a_reason() {
+        let (_, faults) = fill(&table(""), &Tests::new());
+        assert_eq!(faults.len(), Id::all().count());
+        let (same, faults) = fill(&table("open: not built"), &Tests::new());
+        assert_eq!((same, faults), (table("open: not built"), Vec::new()));
+    }
+
+    #[test]
+    fn what_has_a_test_shows_it() {
+        let test = ("a.rs".to_owned(), "a9_x".to_owned());
+        let tests = Tests::from([(Id('A', 9, 0), vec![test])]);
+        let (filled, faults) = fill(&table("open: later"), &tests);
+        assert_eq!(faults, Vec::<String>::new());
+        assert!(filled.contains("| A9 | what | how | a.rs: `a9_x` |\n"));
+        assert!(filled.contains("| A8.4 | what | how | open: later |\n"));
+    }
+
+    #[test]
+    fn missing_double_and_strange_ids_are_told() {
+        let tests = Tests::from([(Id('A', 4, 12), vec![(String::new(), "a4_12".to_owned())])]);
+        let double = table("open: later") + "| A9 | what | how | open: later |\n";
+        let (_, faults) = fill(&double.replace("| A1.1 |", "| A1.0 |"), &tests);
+        let told = faults.join("\n");
+        for fault in ["A1.1 has no row", "A4.12 is no id", "A9 has two rows"] {
+            assert!(told.contains(fault), "{told}");
+        }
     }
 }

@@ -116,7 +116,7 @@ impl Session {
         ];
         self.check(step::run(&mut step::cargo(clippy)));
         self.check(deps::run());
-        self.check(parity::run(&parity::Options::check()));
+        self.check(parity::run(&parity::Options::default()));
     }
 
     fn deny(&mut self) {

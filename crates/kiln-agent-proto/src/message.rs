@@ -12,7 +12,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "request::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
     )]
     pub kind: Option<request::Kind>,
 }
@@ -48,6 +48,9 @@ pub mod request {
         /// Listen to events.
         #[prost(message, tag = "8")]
         Events(super::Subscribe),
+        /// Connect to a port of the guest's own. Since version 2.
+        #[prost(message, tag = "17")]
+        Connect(super::Connect),
         /// Ask what a path names.
         #[prost(message, tag = "9")]
         StatFile(super::StatFile),
@@ -133,6 +136,13 @@ pub struct Exec {
     /// End it with all its processes after this long; 0 for never.
     #[prost(uint64, tag = "8")]
     pub timeout_ms: u64,
+    /// Make the working directory if it is missing.
+    #[prost(bool, tag = "20")]
+    pub make_cwd: bool,
+    /// It is the guest's main process: when the guest is to end, it gets this signal first and
+    /// time to end; 0 if it is like any other.
+    #[prost(uint32, tag = "21")]
+    pub stop_signal: u32,
 }
 
 /// One environment variable.
@@ -210,6 +220,24 @@ pub struct GetStats {}
 /// Listen to events.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Subscribe {}
+
+/// Connect to a TCP port of the guest's loopback address. After [`Done`], both sides send
+/// [`PortData`] until they end their direction of the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Connect {
+    /// Which, 1 to 65535.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+
+/// Bytes of a connection, at most [`CHUNK`](crate::limits::CHUNK). A side that does not read
+/// closes the window of its stream.
+#[derive(Clone, PartialEq, Message)]
+pub struct PortData {
+    /// The next ones.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
 
 /// Ask what a path names.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -380,6 +408,8 @@ pub enum ErrorCode {
     Replaced = 12,
     /// The client ignored a window.
     Flooded = 13,
+    /// Nothing in the guest takes connections at the port.
+    PortClosed = 16,
     /// There is no such file or directory.
     NoSuchFile = 14,
     /// The guest's file system refused something.

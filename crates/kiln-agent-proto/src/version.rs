@@ -6,7 +6,10 @@ use std::fmt;
 pub const OLDEST: u32 = 1;
 
 /// Newest protocol version that this code speaks.
-pub const NEWEST: u32 = 1;
+pub const NEWEST: u32 = 2;
+
+/// First version with [`Connect`](crate::message::Connect).
+pub const CONNECT: u32 = 2;
 
 /// The versions that one side speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 //! variants with new numbers, and new lines; never change a line.
 
 use kiln_agent_proto::message::{
-    Attach, Attached, Done, Download, EnvVar, Error, ErrorCode, Event, Exec, Exited, FileEntry,
-    FileKind, FileList, GetStats, Hello, HelloReply, InputAck, Kill, ListFiles, ListSessions,
-    MakeDirectory, Mark, MoveFile, Power, PowerIntent, PowerMode, PowerSource, RemoveFile, Reply,
-    Request, RequestPart, SessionEntry, SessionInput, SessionList, SessionOutput, Started,
-    StatFile, Stats, Subscribe, TreeBytes, Upload, WindowSize, event, reply, request,
-    session_input, session_output,
+    Attach, Attached, Connect, Done, Download, EnvVar, Error, ErrorCode, Event, Exec, Exited,
+    FileEntry, FileKind, FileList, GetStats, Hello, HelloReply, InputAck, Kill, ListFiles,
+    ListSessions, MakeDirectory, Mark, MoveFile, PortData, Power, PowerIntent, PowerMode,
+    PowerSource, RemoveFile, Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList,
+    SessionOutput, Started, StatFile, Stats, Subscribe, TreeBytes, Upload, WindowSize, event,
+    reply, request, session_input, session_output,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -49,9 +49,17 @@ fn requests() {
             tty: Some(WindowSize { rows: 24, cols: 80 }),
             stdin: true,
             kill_on_detach: true,
-            timeout_ms: 0,
+            ..Exec::default()
         })),
         "12210a0273680a01ff12060a01411201621a012f2203753a672a040818105030013801",
+    );
+    golden(
+        &of(Kind::Exec(Exec {
+            make_cwd: true,
+            stop_signal: 3,
+            ..Exec::default()
+        })),
+        "1206a00101a80103",
     );
     golden(
         &of(Kind::Attach(Attach {
@@ -71,6 +79,7 @@ fn requests() {
     );
     golden(&of(Kind::Stats(GetStats {})), "3a00");
     golden(&of(Kind::Events(Subscribe {})), "4200");
+    golden(&of(Kind::Connect(Connect { port: 8080 })), "8a010308903f");
     golden(
         &of(Kind::Part(RequestPart {
             data: vec![9],
@@ -312,6 +321,11 @@ fn session_outputs() {
 }
 
 #[test]
+fn port_data() {
+    golden(&PortData { data: vec![0, 255] }, "0a0200ff");
+}
+
+#[test]
 fn events() {
     let kind = Some(event::Kind::PowerIntent(PowerIntent {
         mode: PowerMode::PowerOff as i32,
@@ -338,6 +352,9 @@ fn error_codes() {
         Internal,
         Replaced,
         Flooded,
+        NoSuchFile,
+        FileRefused,
+        PortClosed,
     ];
     for (number, code) in frozen.into_iter().enumerate() {
         assert_eq!(code as usize, number);
@@ -366,7 +383,7 @@ proptest! {
             tty: tty.map(|(rows, cols)| WindowSize { rows, cols }),
             stdin: flags.0,
             kill_on_detach: flags.1,
-            timeout_ms: 0,
+            ..Exec::default()
         }));
         prop_assert_eq!(Request::decode(exec.encode_to_vec().as_slice()).unwrap(), exec);
     }

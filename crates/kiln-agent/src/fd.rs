@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::io::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::event;
@@ -81,6 +82,29 @@ impl Fd {
     /// Waits until a write would not block.
     pub(crate) async fn writable(&self) -> io::Result<()> {
         self.0.writable().await.map(drop)
+    }
+}
+
+/// Waits for the failure of a descriptor that others read and write.
+///
+/// When a machine is restored, or its hypervisor has its connections reset, the kernel marks every
+/// vsock connection as failed and tells neither readers nor writers: it is neither readable nor
+/// hung up.
+#[derive(Debug)]
+pub(crate) struct Failure(AsyncFd<OwnedFd>);
+
+impl Failure {
+    pub(crate) fn of(fd: &Fd) -> io::Result<Self> {
+        let other = fd.as_fd().try_clone_to_owned()?;
+        Ok(Self(event::register_for_failure(other)?))
+    }
+
+    /// Returns why, when it has failed.
+    pub(crate) async fn happened(&self) -> io::Error {
+        match self.0.ready(Interest::ERROR).await {
+            Ok(_) => io::ErrorKind::ConnectionReset.into(),
+            Err(error) => error,
+        }
     }
 }
 

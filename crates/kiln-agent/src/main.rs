@@ -5,6 +5,9 @@
 //! ([`power`]). It has one thread. It must not end, and must not panic: the guest's kernel ends
 //! with it.
 //!
+//! Where the image's own init is to be process 1, it steps aside ([`init::handover`]) and does the
+//! rest beside it.
+//!
 //! Asked `--ask QUESTION…` it tells what can be reached from there ([`ask`]). Else, away from
 //! process 1, it is for tests only, and leaves the machine alone:
 //! `kiln-agent --connect-unix PATH [--cgroup DIR] [--linger-ms N]`.
@@ -15,6 +18,7 @@ mod cgroup;
 mod console;
 mod fd;
 mod files;
+mod forward;
 mod identity;
 mod init;
 mod marks;
@@ -50,7 +54,7 @@ fn main() {
     if rustix::process::getpid().is_init() {
         run_as_init();
     } else {
-        std::process::exit(run_in_test());
+        std::process::exit(run_as_other());
     }
 }
 
@@ -74,7 +78,11 @@ fn run_as_init() {
 
 fn bring_up_and_serve(mut marks: Marks) -> Result<SwitchOff, String> {
     let cmdline = init::bring_up(&mut marks).map_err(|error| error.to_string())?;
+    if cmdline.image_init {
+        return Err(init::handover::hand_over().to_string());
+    }
     let setup = Setup {
+        role: Role::Init,
         transport: Transport::Virtio,
         cgroups: Cgroups::open(Path::new(init::CGROUPS)),
         linger: LINGER,
@@ -85,17 +93,52 @@ fn bring_up_and_serve(mut marks: Marks) -> Result<SwitchOff, String> {
     Ok(cmdline.switch_off)
 }
 
-fn run_in_test() -> i32 {
-    let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some("--ask") {
-        return match ask::run(&words.collect::<Vec<_>>()) {
-            Ok(()) => 0,
-            Err(error) => {
-                console::fatal(error);
-                2
-            }
-        };
+/// Serves beside the image's init, and has that take the guest down at the end.
+fn run_beside_init() -> i32 {
+    let mut marks = Marks::default();
+    marks.set("start");
+    init::handover::settle_beside();
+    let setup = Setup {
+        role: Role::BesideInit,
+        transport: Transport::Virtio,
+        cgroups: Cgroups::open(Path::new(init::CGROUPS)),
+        linger: LINGER,
+        owns_identity: true,
+        marks,
+    };
+    match run(setup) {
+        Ok(request) => {
+            init::handover::take_down(init::switch_off_mode(), request.grace);
+            0
+        }
+        Err(error) => {
+            console::fatal(error);
+            1
+        }
     }
+}
+
+fn run_as_other() -> i32 {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        Some(init::handover::BESIDE) => return run_beside_init(),
+        Some("--ask") => return answer(&words.collect::<Vec<_>>()),
+        _ => {}
+    }
+    run_in_test()
+}
+
+fn answer(question: &[String]) -> i32 {
+    match ask::run(question) {
+        Ok(()) => 0,
+        Err(error) => {
+            console::fatal(error);
+            2
+        }
+    }
+}
+
+fn run_in_test() -> i32 {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(usage) => {
@@ -107,6 +150,7 @@ fn run_in_test() -> i32 {
     let own = Some(rustix::process::getpid());
     let adopted = rustix::process::set_child_subreaper(own).map_err(io::Error::from);
     let setup = Setup {
+        role: Role::Test,
         transport: Transport::ConnectUnix(arguments.connect_unix),
         cgroups: arguments.cgroup.as_deref().and_then(Cgroups::open),
         linger: arguments.linger.unwrap_or(LINGER),
@@ -122,8 +166,20 @@ fn run_in_test() -> i32 {
     }
 }
 
-/// What differs between process 1 and a test.
+/// What this process is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Process 1: all is its own.
+    Init,
+    /// An ordinary process that the image's init is not to notice.
+    BesideInit,
+    /// A process of a machine that is no guest.
+    Test,
+}
+
+/// What differs between process 1, its neighbour and a test.
 struct Setup {
+    role: Role,
     transport: Transport,
     cgroups: Option<Cgroups>,
     linger: Duration,
@@ -141,7 +197,8 @@ fn run(setup: Setup) -> io::Result<PowerRequest> {
 }
 
 async fn serve_until_power_off(mut setup: Setup) -> io::Result<PowerRequest> {
-    let sessions = Rc::new(Sessions::new(setup.cgroups, setup.linger));
+    let role = setup.role;
+    let sessions = Rc::new(Sessions::new(setup.cgroups, setup.linger, role));
     let power = Rc::new(Power::default());
     let reaper = Rc::new(Reaper::new(Rc::clone(&sessions)));
     setup.marks.set("serving");
@@ -156,7 +213,7 @@ async fn serve_until_power_off(mut setup: Setup) -> io::Result<PowerRequest> {
         let reaper = Rc::clone(&reaper);
         tokio::task::spawn_local(async move { reaper.run().await })
     };
-    let watching = tokio::task::spawn_local(power::watch_signals(Rc::clone(&power)));
+    let watching = tokio::task::spawn_local(power::watch_signals(Rc::clone(&power), role));
     tokio::task::spawn_local(serve::serve(Rc::new(service), setup.transport));
     let failed = |result| match result {
         Ok(Err(error)) => error,
@@ -165,7 +222,7 @@ async fn serve_until_power_off(mut setup: Setup) -> io::Result<PowerRequest> {
     };
     tokio::select! {
         request = power.requested() => {
-            power::wind_down(request, &power, &sessions, &reaper).await;
+            power::wind_down(request, role, &power, &sessions, &reaper).await;
             Ok(request)
         }
         ended = reaping => Err(failed(ended)),

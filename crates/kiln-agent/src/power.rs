@@ -12,8 +12,9 @@ use kiln_agent_proto::message::{PowerIntent, PowerMode, PowerSource};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::Role;
 use crate::init::shutdown;
 use crate::procfs;
 use crate::reaper::Reaper;
@@ -109,11 +110,15 @@ impl Power {
     }
 }
 
-/// Turns the signals that ask process 1 for the end into requests, for ever.
-pub(crate) async fn watch_signals(power: Rc<Power>) -> io::Result<std::convert::Infallible> {
+/// Turns the signals that ask process 1 for the end into requests, for ever. Beside an init they
+/// mean nothing: it is the init that is asked, and the agent stays for as long as it is let live.
+pub(crate) async fn watch_signals(
+    power: Rc<Power>,
+    role: Role,
+) -> io::Result<std::convert::Infallible> {
     // `poweroff`, `halt` and `reboot` of busybox, sysvinit and (real-time signals) systemd;
     // SIGINT is the kernel's Ctrl-Alt-Del, SIGPWR a failing power supply.
-    const RTMIN: i32 = 34;
+    const RTMIN: i32 = crate::sys::signal::REAL_TIME;
     let meanings = [
         (SignalKind::user_defined1(), PowerMode::PowerOff),
         (SignalKind::user_defined2(), PowerMode::PowerOff),
@@ -127,6 +132,10 @@ pub(crate) async fn watch_signals(power: Rc<Power>) -> io::Result<std::convert::
         (SignalKind::from_raw(RTMIN + 4), PowerMode::PowerOff),
         (SignalKind::from_raw(RTMIN + 5), PowerMode::Reboot),
     ];
+    if role == Role::BesideInit {
+        // Handled, not ignored: commands would inherit that.
+        return outlive(meanings.map(|(kind, _)| kind)).await;
+    }
     for (kind, mode) in meanings {
         let mut stream = signal(kind)?;
         let power = Rc::clone(&power);
@@ -148,9 +157,23 @@ pub(crate) async fn watch_signals(power: Rc<Power>) -> io::Result<std::convert::
     std::future::pending().await
 }
 
+/// Takes these signals, and those by which terminals and users end programs, for nothing.
+async fn outlive<const N: usize>(kinds: [SignalKind; N]) -> io::Result<std::convert::Infallible> {
+    let more = [
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::alarm(),
+    ];
+    let kinds = kinds.into_iter().chain(more);
+    let streams: io::Result<Vec<_>> = kinds.map(signal).collect();
+    let _streams = streams?;
+    std::future::pending().await
+}
+
 /// Ends everything that runs in the guest, and makes its disks clean.
 pub(crate) async fn wind_down(
     request: PowerRequest,
+    role: Role,
     power: &Power,
     sessions: &Sessions,
     reaper: &Reaper,
@@ -159,15 +182,26 @@ pub(crate) async fn wind_down(
     // Without a host that listens the end comes all the same.
     let _ = timeout(TELL_HOST, power.all_told()).await;
     tokio::time::sleep(WIRE).await;
-    if rustix::process::getpid().is_init() {
-        end_everyone(request.grace, reaper).await;
-    } else {
-        end_sessions(request.grace, sessions).await;
+    let grace = end_main(request.grace, sessions).await;
+    match role {
+        Role::Init => end_everyone(grace, reaper).await,
+        Role::BesideInit | Role::Test => end_sessions(grace, sessions).await,
     }
     let _ = timeout(TELL_HOST, sessions.all_delivered()).await;
-    if rustix::process::getpid().is_init() {
+    if role == Role::Init {
         shutdown::settle_disks();
     }
+}
+
+/// Has the main process end before everyone else is asked to: it may need the others for that.
+/// Gives what is left of the grace.
+async fn end_main(grace: Duration, sessions: &Sessions) -> Duration {
+    let began = Instant::now();
+    if sessions.ask_main_to_end() {
+        // One that takes too long is killed with the others.
+        let _ = timeout(grace, sessions.main_exited()).await;
+    }
+    grace.saturating_sub(began.elapsed())
 }
 
 async fn end_everyone(grace: Duration, reaper: &Reaper) {

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use kiln_agent_proto::message::Exited;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::session::Sessions;
+use crate::sys::child_signal::ChildSignal;
 
 /// Reports ended processes.
 #[derive(Debug)]
@@ -28,12 +28,12 @@ impl Reaper {
 
     /// Reaps for ever.
     pub(crate) async fn run(&self) -> io::Result<std::convert::Infallible> {
-        let mut children = signal(SignalKind::child())?;
+        let children = ChildSignal::new()?;
         loop {
             if !self.reap() {
                 self.childless.notify_waiters();
             }
-            children.recv().await;
+            children.ended().await?;
         }
     }
 

@@ -18,8 +18,9 @@ use kiln_agent_proto::prefixed::Prefixed;
 use kiln_agent_proto::request::receive;
 use kiln_agent_proto::version::{VersionRange, negotiate};
 
-use crate::fd::Fd;
+use crate::fd::{Failure, Fd};
 use crate::files;
+use crate::forward;
 use crate::identity;
 use crate::marks::Marks;
 use crate::power::{Power, PowerRequest};
@@ -66,7 +67,15 @@ pub(crate) async fn serve(service: Rc<Service>, transport: Transport) -> Infalli
 
 /// One connection; an error when it did not come to a session.
 async fn connection(service: &Rc<Service>, transport: &Transport) -> io::Result<()> {
-    let mut fd = transport.dial().await?;
+    let fd = transport.dial().await?;
+    let failure = Failure::of(&fd)?;
+    tokio::select! {
+        outcome = session(service, transport, fd) => outcome,
+        error = failure.happened() => Err(error),
+    }
+}
+
+async fn session(service: &Rc<Service>, transport: &Transport, mut fd: Fd) -> io::Result<()> {
     let rest = handshake(&mut fd, transport).await?;
     let mut config = yamux::Config::default();
     // No window grows beyond the first one: memory is bounded by the number of streams.
@@ -143,6 +152,7 @@ async fn dispatch(
             answer(writer, Reply::of(reply::Kind::Stats(stats))).await
         }
         Some(request::Kind::Events(_)) => service.events(reader, writer).await,
+        Some(request::Kind::Connect(connect)) => forward::serve(connect, reader, writer).await,
         Some(request::Kind::StatFile(request)) => {
             let reply = files::stat(&request).unwrap_or_else(files::FileError::reply);
             answer(writer, reply).await

@@ -28,6 +28,9 @@ pub struct PullImage {
     /// When to ask the registry; each time when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PullPolicy>,
+    /// Which of its builds: `linux/arm64`; the host's own when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
 }
 
 /// A file to take images from. First message of an import stream.

@@ -27,6 +27,7 @@
 //! | `GET /v1/sandboxes/{key}/network` | | [`Network`] |
 //! | `PUT /v1/sandboxes/{key}/network` | [`NetworkPolicy`] | [`Network`]; the policy is replaced whole |
 //! | `POST /v1/sandboxes/{key}/network/verify` | | array of [`NetworkProof`] |
+//! | upgrade `GET /v1/sandboxes/{key}/ports/{port}` to [`PORT_PROTOCOL`] | | bytes of a TCP connection to the guest's port |
 //! | `GET /v1/sandboxes/{key}/stats` | | [`Stats`] |
 //! | `GET /v1/sandboxes/{key}/files?path=&follow=` | | [`FileInfo`] |
 //! | `DELETE /v1/sandboxes/{key}/files?path=&recursive=` | | 204 |
@@ -48,6 +49,8 @@
 //! | `GET /v1/images/{image}/save` | | an OCI archive, chunked |
 //! | `POST /v1/prune` | [`PruneImages`] | [`PrunedImages`] |
 //! | WebSocket `/v1/pull` | [`PullImage`] | a stream that ends with `images` |
+//! | `GET /v1/base-images` | | array of [`BaseImage`] |
+//! | WebSocket `/v1/base-images/pull` | [`PullBaseImage`] | a stream that ends with `base_image` |
 //! | WebSocket `/v1/import` | [`ImportImage`] | a stream that ends with `images` |
 //! | `GET /v1/volumes` | | array of [`Volume`] |
 //! | `POST /v1/volumes` | [`CreateVolume`] | 201, [`Volume`] |
@@ -59,12 +62,18 @@
 //! | `GET /v1/metrics` | | figures in the text format of Prometheus |
 //! | `GET /v1/kernels` | | array of [`Kernel`] |
 //! | `POST /v1/gc` | [`CollectGarbage`] | array of [`Leftover`] |
+//! | `GET /v1/networks` | | array of [`NamedNetwork`] |
+//! | `POST /v1/networks` | [`CreateNetwork`] | 201, [`NamedNetwork`] |
+//! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
+//! | `PUT /v1/networks/{name}` | [`NetworkPolicy`] | [`NamedNetwork`]; the policy is replaced whole |
+//! | `DELETE /v1/networks/{name}` | | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
 //! the path. An archive that breaks off is not whole. Whatever fails answers with an
 //! [`ErrorBody`]. What travels on a stream is told in [`stream`].
 
+mod base_image;
 pub mod client;
 mod error;
 mod event;
@@ -72,6 +81,7 @@ mod exec;
 mod file;
 mod host;
 mod image;
+mod named_network;
 mod network;
 #[cfg(feature = "openapi")]
 pub mod openapi;
@@ -80,6 +90,7 @@ mod stats;
 pub mod stream;
 mod volume;
 
+pub use base_image::{BaseFile, BaseImage, BasePreset, PullBaseImage, PulledBaseImage};
 pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use event::{CollectGarbage, Event, Kernel, Leftover};
@@ -90,13 +101,14 @@ pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,
     RemovedImage, TagImage,
 };
+pub use named_network::{CreateNetwork, NamedNetwork, NetworkMember, WireGuard, WireGuardRequest};
 pub use network::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
+    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, NetworkRule,
+    PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, MainCommand, Sandbox, SandboxState, StopSandbox,
-    Timings, UpdateSandbox, WaitFor,
+    CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Sandbox, SandboxState,
+    StopSandbox, Timings, UpdateSandbox, WaitFor,
 };
 pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
@@ -107,6 +119,9 @@ pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 /// is taken as it is.
 pub const VERSION_HEADER: &str = "x-kiln-version";
 
+/// What a connection becomes that leads to a port of a guest: plain bytes both ways, each direction
+/// ended by itself.
+pub const PORT_PROTOCOL: &str = "kiln-port";
 /// Header by which a request to create is told from its repetitions.
 pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 

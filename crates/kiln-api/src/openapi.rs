@@ -8,6 +8,21 @@ use utoipa::OpenApi;
 
 #[derive(OpenApi)]
 #[openapi(components(schemas(
+    crate::NetworkRule,
+    crate::RuleAction,
+    crate::RuleProtocol,
+    crate::RulePorts,
+    crate::InitSystem,
+    crate::BasePreset,
+    crate::PullBaseImage,
+    crate::BaseImage,
+    crate::BaseFile,
+    crate::PulledBaseImage,
+    crate::CreateNetwork,
+    crate::WireGuardRequest,
+    crate::NamedNetwork,
+    crate::WireGuard,
+    crate::NetworkMember,
     crate::ErrorBody,
     crate::ErrorReport,
     crate::Event,
@@ -404,6 +419,42 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "Copy it to a file",
         Some("ExportVolume"),
         (204, Empty),
+    ),
+    get(
+        "/v1/sandboxes/{key}/ports/{port}",
+        "A TCP port of the guest, as an upgraded connection",
+        Bytes("application/octet-stream"),
+    ),
+    get("/v1/base-images", "Base images", Many("BaseImage")),
+    stream(
+        "/v1/base-images/pull",
+        "Have a base image here",
+        "PullBaseImage",
+    ),
+    get(
+        "/v1/networks",
+        "Networks that sandboxes share",
+        Many("NamedNetwork"),
+    ),
+    post(
+        "/v1/networks",
+        "Make a network",
+        Some("CreateNetwork"),
+        (201, One("NamedNetwork")),
+    ),
+    get("/v1/networks/{name}", "One network", One("NamedNetwork")),
+    by(
+        "put",
+        post(
+            "/v1/networks/{name}",
+            "Replace its policy",
+            Some("NetworkPolicy"),
+            (200, One("NamedNetwork")),
+        ),
+    ),
+    by(
+        "delete",
+        post("/v1/networks/{name}", "Remove it", None, (204, Empty)),
     ),
 ];
 

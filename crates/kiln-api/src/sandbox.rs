@@ -20,9 +20,18 @@ pub struct CreateSandbox {
     /// Instead of an image: a runtime of the daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// Instead of an image and a kernel: a base image, by preset or id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
     /// When to ask the registry for the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
+    /// Which of the image's builds: `linux/arm64`; the host's own when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Who is the guest's process 1; Kiln's agent when unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitSystem>,
     /// Engine to run it on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<EnginePreference>,
@@ -156,6 +165,18 @@ impl WaitFor {
             Self::Removed => "removed",
         }
     }
+}
+
+/// Who is a guest's process 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum InitSystem {
+    /// Kiln's agent: reaps, and runs nothing by itself.
+    #[default]
+    Kiln,
+    /// The image's own init (systemd or another), with the agent beside it.
+    Systemd,
 }
 
 /// How to stop a sandbox.

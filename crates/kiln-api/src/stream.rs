@@ -18,7 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ErrorReport, ExitStatus, Image, TerminalSize, Timings};
+use crate::{ErrorReport, ExitStatus, Image, PulledBaseImage, TerminalSize, Timings};
 
 /// Largest binary message, channel byte included.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -189,6 +189,8 @@ pub enum ServerControl {
         /// All of them.
         images: Vec<Image>,
     },
+    /// The base image that came of it. Nothing follows.
+    BaseImage(Box<PulledBaseImage>),
     /// It failed; nothing follows.
     Error(ErrorReport),
     /// One that this client is too old to know.

@@ -10,9 +10,9 @@
 
 use bytes::Bytes;
 use kiln_api::{
-    CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus, PruneImages,
-    PullImage, PullPolicy, RunRequest, Sandbox, SandboxState, StopSandbox, TerminalSize, Timings,
-    UpdateSandbox,
+    BasePreset, CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus,
+    InitSystem, PruneImages, PullBaseImage, PullImage, PullPolicy, RunRequest, Sandbox,
+    SandboxState, StopSandbox, TerminalSize, Timings, UpdateSandbox,
     stream::{
         BytesDone, Channel, ClientControl, MAX_CHUNK, MAX_MESSAGE, ProgressStep, ServerControl,
         StreamError, decode, encode,
@@ -267,16 +267,59 @@ fn requests_of_images_and_volumes_are_these_bytes_and_refuse_others() {
     let pull = PullImage {
         image: "alpine".into(),
         policy: None,
+        platform: None,
     };
     assert_eq!(
         serde_json::to_string(&pull).unwrap(),
         r#"{"image":"alpine"}"#
     );
     assert!(serde_json::from_str::<PullImage>(r#"{"image":"a","polcy":"never"}"#).is_err());
+    let foreign = r#"{"image":"a","platform":"linux/arm64"}"#;
+    let foreign: PullImage = serde_json::from_str(foreign).unwrap();
+    assert_eq!(foreign.platform.as_deref(), Some("linux/arm64"));
     assert!(serde_json::from_str::<PruneImages>(r#"{"al":true}"#).is_err());
     assert!(serde_json::from_str::<CreateVolume>(r#"{"name":"a","size":1}"#).is_err());
     let text = r#"{"type":"images","images":[]}"#;
     let images = ServerControl::Images { images: Vec::new() };
     assert_eq!(serde_json::to_string(&images).unwrap(), text);
     assert_eq!(ServerControl::parse(text).unwrap(), images);
+}
+
+#[test]
+fn base_images_are_these_bytes() {
+    let request = r#"{"preset":"hosted","manifest":"/m.json","force_download":true}"#;
+    let pull = PullBaseImage {
+        preset: BasePreset::Hosted,
+        manifest: Some("/m.json".into()),
+        force_download: true,
+    };
+    assert_eq!(serde_json::to_string(&pull).unwrap(), request);
+    assert_eq!(
+        serde_json::from_str::<PullBaseImage>(r#"{"preset":"lts"}"#).unwrap(),
+        PullBaseImage {
+            preset: BasePreset::Lts,
+            manifest: None,
+            force_download: false,
+        }
+    );
+    assert!(serde_json::from_str::<PullBaseImage>(r#"{"preset":"newest"}"#).is_err());
+    let file = |name: &str| json!({"path": name, "sha256": "00", "size_bytes": 1});
+    let answer = json!({
+        "type": "base_image",
+        "image": {
+            "id": "a", "preset": "lts", "arch": "x86_64", "train": "v1.7",
+            "firecracker_version": "v1.7.0", "directory": "/d", "kernel": file("/d/k"),
+            "rootfs": file("/d/r"), "rootfs_type": "squashfs", "rootfs_is_read_only": true,
+            "boot_args": "ro", "source": "s", "created_at_ms": 1, "last_accessed_at_ms": 2,
+        },
+        "was_cached": true,
+        "evicted": ["b"],
+    });
+    let told = ServerControl::parse(&answer.to_string()).unwrap();
+    assert_eq!(serde_json::to_value(&told).unwrap(), answer);
+    let sandbox: CreateSandbox = serde_json::from_value(json!({
+        "bundle": "lts", "platform": "linux/amd64", "init": "systemd",
+    }))
+    .unwrap();
+    assert_eq!(sandbox.init, Some(InitSystem::Systemd));
 }

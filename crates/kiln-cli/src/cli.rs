@@ -98,6 +98,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "shell")]
     Connect(command::connect::ConnectArgs),
     Attach(command::attach::AttachArgs),
+    Forward(command::forward::ForwardArgs),
     Start(command::start::StartArgs),
     Stop(command::stop::StopArgs),
     Restart(command::restart::RestartArgs),

@@ -38,6 +38,18 @@ fn usage_errors_are_125_and_name_what_is_wrong() {
     assert!(!kiln.data_dir().exists(), "a usage error starts nothing");
 }
 
+/// What the engine starts beside a machine; by hand it has nothing to serve.
+#[test]
+fn the_page_server_is_no_command_for_people() {
+    let kiln = Kiln::new();
+    let output = kiln.run(&["serve-pages"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("KILN_UFFD"), "{said}");
+    assert!(!kiln.ok(&["--help"]).contains("serve-pages"));
+    assert!(!kiln.data_dir().exists(), "it starts nothing");
+}
+
 #[test]
 fn json_after_the_dashes_is_the_commands() {
     let output = Kiln::new().run(&["exec", "--bogus", "--", "x", "--json"]);
@@ -51,8 +63,8 @@ fn json_after_the_dashes_is_the_commands() {
 fn help_and_version_succeed_and_start_nothing() {
     let kiln = Kiln::new();
     for command in [
-        "run", "create", "exec", "connect", "attach", "ps", "start", "stop", "restart", "pause",
-        "resume", "wait", "inspect", "update", "rename", "rm", "logs", "network", "info",
+        "run", "create", "exec", "connect", "attach", "forward", "ps", "start", "stop", "restart",
+        "pause", "resume", "wait", "inspect", "update", "rename", "rm", "logs", "network", "info",
         "version", "daemon",
     ] {
         assert!(

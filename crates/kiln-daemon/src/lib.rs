@@ -15,7 +15,7 @@ mod socket;
 mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
-pub use kiln::{Check, HostConfig, Level, doctor};
+pub use kiln::{Check, FirecrackerRelease, HostConfig, Level, SERVE_PAGES, doctor, serve_pages};
 pub use lock::{DaemonLock, LockError, wait_for_end};
 pub use remote::{RemoteConfig, RemoteError};
 pub use socket::SocketError;

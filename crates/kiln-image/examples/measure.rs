@@ -1,8 +1,9 @@
 //! What `cargo xtask bench image` times: one operation per run, its facts as one line of JSON.
 //!
 //! `measure import STORE PATH…` makes an image (several paths are layers, lowest first);
-//! `measure disks DIRECTORY COUNT` makes scratch disks. `MEASURE_STEPS=1` says on standard error
-//! when each step of an import began.
+//! `measure pull LIBRARY IMAGE` fetches one and makes it a block image; `measure disks DIRECTORY
+//! COUNT` makes scratch disks. `MEASURE_STEPS=1` says on standard error when each step of an import
+//! or pull began.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,8 +14,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
+use kiln_image::credentials::Keyring;
+use kiln_image::library::{ImageLibrary, LibraryConfig, PullPolicy, PullRequest};
 use kiln_image::{
-    ImageSource, ImageStore, LayerSource, Limits, Progress, ProgressEvent, ScratchDisks,
+    Image, ImageSource, ImageStore, LayerSource, Limits, Progress, ProgressEvent, ScratchDisks,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -23,6 +26,27 @@ type Error = Box<dyn std::error::Error>;
 struct Steps {
     start: Instant,
     told: bool,
+}
+
+impl Steps {
+    fn begin() -> Steps {
+        Steps {
+            start: Instant::now(),
+            told: std::env::var_os("MEASURE_STEPS").is_some(),
+        }
+    }
+
+    /// The answer of an operation that made an image.
+    fn answer(&self, image: &Image) -> Result<(), Error> {
+        let answer = serde_json::json!({
+            "image": image.path,
+            "size_bytes": image.size_bytes,
+            "peak_rss_mib": peak_rss_mib()?,
+            "ms": self.start.elapsed().as_secs_f64() * 1000.0,
+        });
+        println!("{answer}");
+        Ok(())
+    }
 }
 
 impl Progress for Steps {
@@ -40,30 +64,34 @@ fn main() -> Result<(), Error> {
     let rest: Vec<OsString> = arguments.collect();
     match what.to_str() {
         Some("import") => import(Path::new(&place), &rest),
+        Some("pull") => pull(Path::new(&place), &rest),
         Some("disks") => disks(Path::new(&place), &rest),
-        _ => Err("import STORE PATH… | disks DIRECTORY COUNT".into()),
+        _ => Err("import STORE PATH… | pull LIBRARY IMAGE | disks DIRECTORY COUNT".into()),
     }
 }
 
 fn import(store: &Path, paths: &[OsString]) -> Result<(), Error> {
-    let steps = Steps {
-        start: Instant::now(),
-        told: std::env::var_os("MEASURE_STEPS").is_some(),
-    };
+    let steps = Steps::begin();
     let store = ImageStore::open(store)?;
     let source = match paths {
         [path] => ImageSource::detect(path)?,
         paths => ImageSource::Layers(paths.iter().map(|p| LayerSource::File(p.into())).collect()),
     };
     let image = store.import(source, &Limits::default(), &steps)?;
-    let answer = serde_json::json!({
-        "image": image.path,
-        "size_bytes": image.size_bytes,
-        "peak_rss_mib": peak_rss_mib()?,
-        "ms": steps.start.elapsed().as_secs_f64() * 1000.0,
-    });
-    println!("{answer}");
-    Ok(())
+    steps.answer(&image)
+}
+
+fn pull(library: &Path, arguments: &[OsString]) -> Result<(), Error> {
+    let steps = Steps::begin();
+    let image = arguments.first().and_then(|image| image.to_str());
+    let library = ImageLibrary::open(library, LibraryConfig::default())?;
+    let request = PullRequest {
+        policy: PullPolicy::Always,
+        keyring: Keyring::of_user(),
+        ..PullRequest::new(image.ok_or("no image given")?.parse()?)
+    };
+    let image = library.pull(&request, &steps)?;
+    steps.answer(&image.rootfs)
 }
 
 /// The most memory this process had at once.

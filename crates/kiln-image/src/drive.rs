@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a1_3_writable_drives_are_ephemeral_unless_told() {
+    fn a1_3_writable_drives_are_ephemeral_unless_told() {
         for (read_only, word, host, copied) in [
             (false, None, true, true),
             (false, None, false, false),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a1_3_a_copy_is_private_and_goes_a_source_stays() {
+    fn a1_3_a_copy_is_private_and_goes_a_source_stays() {
         let temp = tempfile::tempdir().unwrap();
         let image = temp.path().join("image");
         std::fs::write(&image, b"original").unwrap();

@@ -116,7 +116,7 @@ pub fn oci(bytes: &[u8]) {
         return;
     };
     let text = String::from_utf8_lossy(bytes);
-    match kind % 6 {
+    match kind % 8 {
         0 => {
             if let Ok(reference) = text.parse::<Reference>() {
                 assert_eq!(reference.to_string().parse().as_ref(), Ok(&reference));
@@ -135,6 +135,8 @@ pub fn oci(bytes: &[u8]) {
         }
         3 => crate::registry::fuzz_challenge(&text),
         4 => crate::registry::fuzz_retry_after(&text),
+        5 => crate::bundle::fuzz_listing(&text),
+        6 => crate::bundle::fuzz_manifest(bytes),
         _ => {
             let mut archive = bytes.to_vec();
             archive.chunks_exact_mut(512).for_each(sum_up);

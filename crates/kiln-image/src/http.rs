@@ -1,5 +1,8 @@
 //! The one HTTP client of this crate, and what its users agree on: certificates are checked,
-//! redirects never leave HTTPS. Knows nothing of what is fetched.
+//! redirects never leave HTTPS, proxies are those of the environment. Knows nothing of what is
+//! fetched.
+
+mod proxy;
 
 use std::time::Duration;
 
@@ -10,11 +13,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use proxy::Router;
 
 pub(crate) const MAX_REDIRECTS: usize = 5;
 pub(crate) const AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"));
 
-pub(crate) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(crate) type HttpClient = Client<HttpsConnector<Router>, Full<Bytes>>;
 
 /// A client that gives up connecting after `connect`. It belongs to the runtime that it is first
 /// used in.
@@ -29,7 +33,11 @@ pub(crate) fn client(connect: Duration) -> HttpClient {
         Ok(builder) => builder,
         Err(_) => HttpsConnectorBuilder::new().with_webpki_roots(),
     };
-    let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+    let router = Router::from_environment(http);
+    let connector = builder
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(router);
     Client::builder(TokioExecutor::new()).build(connector)
 }
 

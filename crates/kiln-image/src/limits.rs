@@ -3,11 +3,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds on what an image from outside may make this host read, keep or write.
 ///
 /// The defaults let every ordinary image through and stop decompression bombs, entry floods and
 /// metadata bombs long before they hurt a host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Layers of one image.
     pub layers: usize,

@@ -111,27 +111,39 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 }
 
 /// What `stat` says of a file; the same stamp means that nobody wrote to it in between.
-///
-/// The change time cannot be set by programs, so a writer that restores the modification time is
-/// still seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
+    changed: Option<(i64, i64)>,
 }
 
 impl FileStamp {
+    /// Of anybody's file. The change time cannot be set by programs, so a writer that restores the
+    /// modification time is still seen.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         Ok(Self {
+            changed: Some((metadata.ctime(), metadata.ctime_nsec())),
+            ..Self::without_changes(&metadata)
+        })
+    }
+
+    /// Of a file of ours in a private directory, where nobody restores times. Each jail that gets
+    /// the file by a hard link, and loses it again, changes the change time.
+    pub(crate) fn of_published(path: &Path) -> io::Result<Self> {
+        Ok(Self::without_changes(&fs::metadata(path)?))
+    }
+
+    fn without_changes(metadata: &fs::Metadata) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+            changed: None,
+        }
     }
 }

@@ -7,16 +7,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use sha2::{Digest, Sha256};
-
 use crate::decompress::{Compression, decompress};
+use crate::hashing::Hashing;
 use crate::limits::{Budget, LimitError};
 
 /// A layer's plain archive.
 #[derive(Debug)]
 pub(crate) struct Spooled {
     pub(crate) file: File,
-    /// SHA-256 of the plain bytes: OCI's diff id. `None` for a file in place, not yet read.
+    /// Digest of the plain bytes. `None` for a file in place, not yet read.
     pub(crate) digest: Option<[u8; 32]>,
 }
 
@@ -41,13 +40,14 @@ const PIECES: usize = 4;
 pub(crate) fn spool(
     input: impl Read + Send,
     directory: &Path,
+    hashing: Hashing,
     budget: &Budget,
     done: &dyn Fn(u64),
 ) -> Result<Spooled, SpoolError> {
     let decoder = budget.limits().decoder_bytes;
     let plain = decompress(input, decoder).map_err(SpoolError::Read)?;
     let mut file = tempfile::tempfile_in(directory).map_err(SpoolError::Write)?;
-    let digest = pump(plain, budget, done, |piece| file.write_all(piece))?;
+    let digest = pump(plain, hashing, budget, done, |piece| file.write_all(piece))?;
     Ok(Spooled {
         file,
         digest: Some(digest),
@@ -59,12 +59,13 @@ pub(crate) fn spool(
 pub(crate) fn spool_file(
     mut file: File,
     directory: &Path,
+    hashing: Hashing,
     budget: &Budget,
     done: &dyn Fn(u64),
 ) -> Result<Spooled, SpoolError> {
     let metadata = file.metadata().map_err(SpoolError::Read)?;
     if !metadata.is_file() {
-        return spool(file, directory, budget, done);
+        return spool(file, directory, hashing, budget, done);
     }
     let mut head = Vec::new();
     (&file)
@@ -73,7 +74,7 @@ pub(crate) fn spool_file(
         .map_err(SpoolError::Read)?;
     io::Seek::rewind(&mut file).map_err(SpoolError::Read)?;
     if Compression::detect(&head) != Compression::None {
-        return spool(file, directory, budget, done);
+        return spool(file, directory, hashing, budget, done);
     }
     let limit = budget.limits().layer_bytes;
     if metadata.len() > limit {
@@ -83,10 +84,14 @@ pub(crate) fn spool_file(
     Ok(Spooled { file, digest: None })
 }
 
-/// SHA-256 of a whole file, which others may read meanwhile; ends early, with an error, once `stop`
+/// Digest of a whole file, which others may read meanwhile; ends early, with an error, once `stop`
 /// is set.
-pub(crate) fn digest_in_place(file: &File, stop: &AtomicBool) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
+pub(crate) fn digest_in_place(
+    file: &File,
+    hashing: Hashing,
+    stop: &AtomicBool,
+) -> io::Result<[u8; 32]> {
+    let mut hash = hashing.start();
     read_ahead::<io::Error>(Positioned { file, position: 0 }, |piece| {
         hash.update(piece);
         if stop.load(Ordering::Relaxed) {
@@ -94,7 +99,7 @@ pub(crate) fn digest_in_place(file: &File, stop: &AtomicBool) -> io::Result<[u8;
         }
         Ok(())
     })?;
-    Ok(hash.finalize().into())
+    Ok(hash.finish())
 }
 
 /// Reads a file without moving its offset, which others use.
@@ -151,12 +156,13 @@ fn read_ahead<E: From<io::Error>>(
 /// Reads to the end, counts, hashes and hands on.
 fn pump(
     input: impl Read + Send,
+    hashing: Hashing,
     budget: &Budget,
     done: &dyn Fn(u64),
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<[u8; 32], SpoolError> {
     let limit = budget.limits().layer_bytes;
-    let mut hash = Sha256::new();
+    let mut hash = hashing.start();
     let mut total = 0u64;
     read_ahead(input, |piece| {
         total += piece.len() as u64;
@@ -169,7 +175,7 @@ fn pump(
         done(total);
         Ok(())
     })?;
-    Ok(hash.finalize().into())
+    Ok(hash.finish())
 }
 
 impl From<io::Error> for SpoolError {

@@ -182,8 +182,8 @@ impl Progress for Notes {
     }
 }
 
-#[test]
-fn parity_a3_1_latest_follows_the_release_and_is_recorded_whole() {
+/// A server with one train, and the bundle of `latest` from it.
+fn latest() -> (World, tempfile::TempDir, BundleStore, Ensured) {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     world.put("/releases/latest", "v1.16.1");
@@ -195,33 +195,17 @@ fn parity_a3_1_latest_follows_the_release_and_is_recorded_whole() {
     );
     let store = open(temp.path(), &url, 2);
     let made = ensure(&store, &BundleSource::Latest).unwrap();
-    let image = &made.image;
-    assert!(!made.was_cached && made.evicted.is_empty());
-    assert_eq!(
-        (image.preset, image.train.as_str()),
-        (Preset::Latest, "v1.16")
-    );
-    assert_eq!(image.firecracker_version, "v1.16.1");
-    assert_eq!(image.rootfs_type, RootfsType::Squashfs);
-    assert!(image.rootfs_is_read_only);
-    assert!(
-        image
-            .boot_args
-            .ends_with("console=ttyS0 reboot=k panic=1 pci=off ro rootfstype=squashfs")
-    );
-    assert!(image.source.starts_with(&url));
-    assert_eq!(
-        (image.kernel.size_bytes, &image.kernel.sha256),
-        (6, &digest(b"kernel"))
-    );
-    assert_eq!(std::fs::read(&image.rootfs.path).unwrap(), b"rootfs");
-    assert!(image.kernel.path.starts_with(&image.directory));
-    assert!(image.directory.starts_with(temp.path()));
-    assert_tidy(temp.path(), 1);
+    (world, temp, store, made)
+}
 
-    let again = ensure(&store, &BundleSource::Latest).unwrap();
-    assert!(again.was_cached && again.image.last_accessed > image.last_accessed);
-    assert_eq!(again.image.created, image.created);
+#[test]
+fn a3_1_latest_follows_the_release() {
+    let (world, temp, store, made) = latest();
+    assert!(!made.was_cached && made.evicted.is_empty());
+    assert_eq!(made.image.firecracker_version, "v1.16.1");
+    assert_eq!(made.image.train, "v1.16");
+    assert_tidy(temp.path(), 1);
+    assert!(ensure(&store, &BundleSource::Latest).unwrap().was_cached);
     assert_eq!(world.asked("/bucket/firecracker-ci/"), 2, "fetched once");
     store.ensure(&BundleSource::Latest, true, &Silent).unwrap();
     assert_eq!(world.asked("/bucket/firecracker-ci/"), 4, "fetched anew");
@@ -232,7 +216,36 @@ fn parity_a3_1_latest_follows_the_release_and_is_recorded_whole() {
 }
 
 #[test]
-fn parity_a3_1_lts_is_one_release_and_hosted_needs_a_manifest() {
+fn a3_4_a_bundle_is_recorded_whole() {
+    let (_world, temp, store, made) = latest();
+    let image = &made.image;
+    assert_eq!(image.preset, Preset::Latest);
+    assert_eq!(image.architecture.name(), arch());
+    assert_eq!(image.rootfs_type, RootfsType::Squashfs);
+    assert!(image.rootfs_is_read_only);
+    assert!(
+        image
+            .boot_args
+            .ends_with("console=ttyS0 reboot=k panic=1 pci=off ro rootfstype=squashfs")
+    );
+    assert!(image.source.starts_with("http://127.0.0.1"));
+    assert!(image.id.starts_with("latest-"), "{}", image.id);
+    for (file, content) in [(&image.kernel, &b"kernel"[..]), (&image.rootfs, b"rootfs")] {
+        assert_eq!(file.size_bytes, content.len() as u64);
+        assert_eq!(file.sha256, digest(content));
+        assert_eq!(std::fs::read(&file.path).unwrap(), content);
+        assert!(file.path.starts_with(&image.directory));
+    }
+    assert!(image.directory.starts_with(temp.path()));
+    assert_eq!(store.list().unwrap(), std::slice::from_ref(image));
+
+    let again = ensure(&store, &BundleSource::Latest).unwrap().image;
+    assert!(again.last_accessed > image.last_accessed);
+    assert_eq!(again.created, image.created);
+}
+
+#[test]
+fn a3_1_lts_is_one_release_and_hosted_needs_a_manifest() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     put_train(&world, "v1.7", b"old", ("ubuntu-22.04.ext4", b"rootfs"));
@@ -250,7 +263,7 @@ fn parity_a3_1_lts_is_one_release_and_hosted_needs_a_manifest() {
 }
 
 #[test]
-fn parity_a3_2_all_pages_of_the_listing_are_read() {
+fn a3_2_all_pages_of_the_listing_are_read() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     let first = [
@@ -317,7 +330,7 @@ fn put_hosted(world: &World, url: &str, id: &str) -> BundleSource {
 }
 
 #[test]
-fn parity_a3_3_a_hosted_bundle_comes_by_url_or_from_files() {
+fn a3_3_a_hosted_bundle_comes_by_url_or_from_files() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     let store = open(&temp.path().join("store"), &url, 2);
@@ -368,7 +381,7 @@ fn parity_a3_3_a_hosted_bundle_comes_by_url_or_from_files() {
 }
 
 #[test]
-fn parity_a3_5_damage_of_any_kind_is_seen_and_mended() {
+fn a3_5_damage_of_any_kind_is_seen_and_mended() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     let store = open(temp.path(), &url, 2);
@@ -408,7 +421,7 @@ fn parity_a3_5_damage_of_any_kind_is_seen_and_mended() {
 }
 
 #[test]
-fn parity_a3_6_a_failed_preparation_leaves_nothing_and_keeps_what_was() {
+fn a3_6_a_failed_preparation_leaves_nothing_and_keeps_what_was() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     let store = open(temp.path(), &url, 2);
@@ -433,7 +446,7 @@ fn parity_a3_6_a_failed_preparation_leaves_nothing_and_keeps_what_was() {
 }
 
 #[test]
-fn parity_a3_7_the_least_recently_used_go_with_a_warning() {
+fn a3_7_the_least_recently_used_go_with_a_warning() {
     let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
     let url = world.serve();
     let error = BundleStore::open(temp.path(), 0).unwrap_err();
@@ -493,4 +506,64 @@ fn without_its_servers_a_preset_is_what_is_here() {
         ensure(&away, &BundleSource::Latest).is_err(),
         "a damaged one never serves"
     );
+}
+
+/// Kills its process at the n-th event.
+struct DieAt(std::sync::atomic::AtomicUsize);
+
+impl Progress for DieAt {
+    fn report(&self, _event: ProgressEvent) {
+        if self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            let me = rustix::process::getpid();
+            rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+}
+
+/// Not a test of its own: a process that dies while it fetches a bundle.
+#[test]
+fn child_that_dies() {
+    let Ok(at) = std::env::var("CHILD_DIES_AT") else {
+        return;
+    };
+    let (root, url) = (
+        std::env::var("CHILD_STORE").unwrap(),
+        std::env::var("CHILD_URL").unwrap(),
+    );
+    let source = BundleSource::Hosted(ManifestSource::Url(format!("{url}/base.json")));
+    let store = open(Path::new(&root), &url, 2);
+    let death = DieAt(at.parse::<usize>().unwrap().into());
+    store.ensure(&source, false, &death).unwrap();
+}
+
+#[test]
+fn a3_6_a_fetcher_killed_at_any_step_leaves_nothing_half_made() {
+    let (world, temp) = (World::default(), tempfile::tempdir().unwrap());
+    let url = world.serve();
+    let source = put_hosted(&world, &url, "base");
+    let mut survived = false;
+    for at in 1..100 {
+        let root = temp.path().join(at.to_string());
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_dies"])
+            .env("CHILD_DIES_AT", at.to_string())
+            .env("CHILD_STORE", &root)
+            .env("CHILD_URL", &url)
+            .output()
+            .unwrap()
+            .status;
+        survived = status.success();
+        let store = open(&root, &url, 2);
+        // Whole or not there, and the next one finishes it and clears the rest away.
+        for image in store.list().unwrap() {
+            assert!(store.stored(&image.id).unwrap().is_some(), "at {at}");
+        }
+        ensure(&store, &source).unwrap();
+        assert_tidy(&root, 1);
+        if survived {
+            assert!(at > 2, "it was never killed");
+            break;
+        }
+    }
+    assert!(survived, "it has no end");
 }

@@ -277,6 +277,42 @@ fn age_and_size_bound_the_library() {
     assert_eq!(library.disk_bytes().unwrap(), 0);
 }
 
+/// Block images that no name leads to are made again when needed: they go before those with one.
+#[test]
+fn what_has_no_name_goes_first_and_only_as_far_as_needed() {
+    let shelf = shelf();
+    let library = &shelf.library;
+    let named = library.disk_bytes().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), vec![1; 1 << 20]).unwrap();
+    let source = kiln_image::ImageSource::Directory(directory.path().into());
+    let unnamed = library
+        .store()
+        .import(source, &kiln_image::Limits::default(), &Silent)
+        .unwrap();
+    let quota = |max_bytes| PruneRequest {
+        max_bytes: Some(max_bytes),
+        unused_for: Some(Duration::MAX),
+        ..PruneRequest::default()
+    };
+    let all = library.disk_bytes().unwrap();
+    assert!(all > named);
+    assert_eq!(library.prune(&quota(all), &free).unwrap().freed_bytes, 0);
+    let in_use = |id: &kiln_image::ImageId| *id == unnamed.id;
+    let pruned = library.prune(&quota(all - 1), &in_use).unwrap();
+    assert_eq!(
+        pruned.images.len(),
+        1,
+        "what is in use stays, and a name goes"
+    );
+    let pruned = library.prune(&quota(0), &|_| true).unwrap();
+    assert!(pruned.images.is_empty());
+    let left = library.disk_bytes().unwrap();
+    let pruned = library.prune(&quota(left - 1), &free).unwrap();
+    assert!(pruned.images.is_empty() && pruned.freed_bytes > 0);
+    assert!(library.store().get(&unnamed.id).unwrap().is_none());
+}
+
 #[test]
 fn asking_for_an_image_makes_it_young() {
     let shelf = shelf();

@@ -9,13 +9,14 @@
 mod support;
 
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::Instant;
 
 use kiln_image::{ScratchDisks, ScratchError, free_space};
-use support::{Mount, fsck, is_root, skip};
+use support::{Mount, fsck, is_root, run, skip};
 
 #[test]
-fn disks_of_every_size_are_clean_sparse_and_quick() {
+fn b1_2_disks_of_every_size_are_clean_sparse_quick_and_all_the_guests() {
     let temp = tempfile::tempdir().unwrap();
     let disks = ScratchDisks::new(temp.path());
     for mib in [
@@ -37,6 +38,11 @@ fn disks_of_every_size_are_clean_sparse_and_quick() {
         let metadata = path.metadata().unwrap();
         assert_eq!(metadata.len(), mib << 20);
         assert_eq!(metadata.mode() & 0o777, 0o600);
+        let facts = run(Command::new("dumpe2fs").arg("-h").arg(&path));
+        let reserved = facts
+            .lines()
+            .find_map(|line| line.strip_prefix("Reserved block count:"));
+        assert_eq!(reserved.map(str::trim), Some("0"), "{facts}");
         assert!(
             metadata.blocks() * 512 < 8 << 20,
             "{mib} MiB take {}",

@@ -27,7 +27,7 @@ impl Identity {
 
     /// The names of any other data directory, derived from its path.
     pub fn of_directory(path: &Path) -> Self {
-        let hash = stable_hash(&[path.as_os_str().as_encoded_bytes()]);
+        let hash = Self::number(path);
         let (pair, long) = (base36(hash % (36 * 36), 2), base36(hash, 13));
         // `kln` is taken by the usual directory.
         let pair = if pair == "ln" { "l0".to_owned() } else { pair };
@@ -36,6 +36,12 @@ impl Identity {
             table: format!("kiln_{long}"),
             tag: format!("kiln:{long}"),
         }
+    }
+
+    /// The number that stands for a data directory among those of one host: spread evenly, and the
+    /// same for ever.
+    pub fn number(path: &Path) -> u64 {
+        stable_hash(&[path.as_os_str().as_encoded_bytes()])
     }
 
     /// What all interface names begin with.

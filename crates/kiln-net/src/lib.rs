@@ -62,6 +62,7 @@
 //! # Ok(()) }
 //! ```
 
+mod accept;
 mod codes;
 mod conntrack;
 pub mod dns;

@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use kiln_net::policy::PublishedPort;
+use kiln_net::verify::{Finding, ask};
 use kiln_net::wireguard::{Egress, EgressSpec, Tunnel};
 use kiln_net::{
     BridgeError, BridgeNetwork, BridgeSpec, HostNetwork, Identity, Label, MemberRecord, MemberSpec,
@@ -22,7 +23,8 @@ use kiln_net::{
 };
 use support::{
     Guest, HOST, Lab, METADATA, OTHER, PRIVATE, SERVER, THIRD, at, options, policy, privileged,
-    probe, server, sh,
+    probe, server,
+    spoof::{Pretence, assert_pinned},
 };
 
 const SUBNET: &str = "172.30.0.0/24";
@@ -78,7 +80,7 @@ fn join(lab: &Lab, lan: &mut BridgeNetwork, spec: MemberSpec) -> (Guest, MemberR
 }
 
 #[test]
-fn a6_members_get_addresses_reach_the_internet_and_not_each_other() {
+fn a6_4_members_get_addresses_reach_the_internet_and_not_each_other() {
     if !privileged("bridge") {
         return;
     }
@@ -190,34 +192,65 @@ fn a7_1_rules_in_order_changed_live_and_sources_pinned() {
     });
     // A MAC or an address that is not its own: nothing passes, and with its own it does.
     let sink = server::Sink::new(&lab.internet, THIRD, 7777);
-    let passes = |script: &str| {
-        guest.run(|| {
-            sh(script);
-            probe::throw(at(THIRD, 7777));
-        });
-        sink.arrived()
+    let pretence = Pretence {
+        address: "172.30.0.77/24",
+        gateway_mac: Some("0a:03:00:00:00:09"),
     };
-    let route = "ip route replace default via 172.30.0.1 src";
+    assert_pinned(&guest, &sink, THIRD, &pretence);
+}
+
+#[test]
+fn a7_3_replies_pass_and_the_rules_are_in_a_chain_that_goes_with_the_network() {
+    if !privileged("bridge_replies") {
+        return;
+    }
+    let lab = Lab::new();
+    // Nobody may be asked anything, but whoever asks gets an answer.
+    let nobody = r#"{"allowed_cidrs":["192.0.2.1"]}"#;
+    let Some(mut lan) = bridge(&lab, "bridge_replies", bridge_spec(nobody, false)) else {
+        return;
+    };
+    let (guest, _) = join(&lab, &mut lan, member("one", &["8080:80"]));
+    let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
     assert!(
-        !passes(&format!(
-            "ip address add 172.30.0.77/24 dev eth0; {route} 172.30.0.77"
-        )),
-        "another address"
+        lab.internet
+            .run(|| probe::tcp(at(HOST, 8080)))
+            .unwrap()
+            .is_some()
     );
-    assert!(passes(&format!("{route} 172.30.0.2")), "its own again");
-    let card = "ip link set eth0 down; ip link set eth0 address";
-    // The neighbour is known, so that the packet is really sent and not only asked for.
-    let up = format!(
-        "ip link set eth0 up; {route} 172.30.0.2; ip neigh replace 172.30.0.1 lladdr 0a:03:00:00:00:09 dev eth0"
-    );
-    assert!(
-        !passes(&format!("{card} 02:00:00:00:00:99; {up}")),
-        "another card"
-    );
-    assert!(
-        passes(&format!("{card} {}; {up}", guest.facts.mac)),
-        "its own again"
-    );
+    assert_eq!(guest.run(|| probe::tcp(at(OTHER, 80))), None);
+    let chains = || lab.host_sh("nft -a list table inet kiln | grep 'chain c' || true");
+    assert!(chains().contains("chain c0009_"), "{}", chains());
+    drop(guest);
+    lab.host.run(|| lan.close()).unwrap().unwrap();
+    assert_eq!(chains(), "");
+}
+
+#[test]
+fn members_that_may_talk_are_part_of_the_proof() {
+    if !privileged("bridge_verify") {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(mut lan) = bridge(&lab, "bridge_verify", bridge_spec("{}", true)) else {
+        return;
+    };
+    let (one, record) = join(&lab, &mut lan, member("one", &[]));
+    let (_two, _) = join(&lab, &mut lan, member("two", &[]));
+    let about = |wanted: &str| {
+        let verification = lab.host.run(|| lan.verification(&record)).unwrap().unwrap();
+        let probes = verification.probes().iter();
+        let probe = probes.clone().find(|it| it.about == wanted).unwrap();
+        let observed = one.run(|| ask(&probe.question));
+        lab.host
+            .run(|| verification.judge(probe, observed))
+            .unwrap()
+    };
+    assert_eq!(about("a member of the network"), Finding::Holds);
+    assert_eq!(about("a service of the host"), Finding::Holds);
+    // Two who should reach each other and do not are found as well.
+    lab.host_sh("nft add table bridge cut; nft add chain bridge cut f '{ type filter hook forward priority 0; policy drop; }'");
+    assert_eq!(about("a member of the network"), Finding::Broken);
 }
 
 #[test]

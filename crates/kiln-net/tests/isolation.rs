@@ -10,7 +10,10 @@
 
 mod support;
 
-use support::{HOST, Lab, OTHER, SERVER, at, privileged, probe, server};
+use support::{
+    HOST, Lab, OTHER, SERVER, at, privileged, probe, server,
+    spoof::{Pretence, assert_pinned},
+};
 
 #[test]
 fn b4_3_sandboxes_reach_neither_each_other_nor_the_host() {
@@ -157,36 +160,15 @@ fn a_guest_cannot_pretend_another_address_or_card() {
     let network = lab.network(1, "{}");
     let guest = lab.guest(&network);
     let sink = server::Sink::new(&lab.internet, OTHER, 7777);
-    let passes = |script: &str| {
-        guest.run(|| {
-            support::sh(script);
-            probe::throw(at(OTHER, 7777));
-        });
-        sink.arrived()
+    let pretence = Pretence {
+        address: "198.19.255.9/32",
+        gateway_mac: None,
     };
-    assert!(passes("true"));
-    let route = "ip route replace default via 198.19.255.1 src";
-    assert!(
-        !passes(&format!(
-            "ip address add 198.19.255.9/32 dev eth0; {route} 198.19.255.9"
-        )),
-        "another address"
-    );
-    assert!(passes(&format!("{route} 198.19.255.2")), "its own again");
-    let card = "ip link set eth0 down; ip link set eth0 address";
-    let up = format!("ip link set eth0 up; {route} 198.19.255.2");
-    assert!(
-        !passes(&format!("{card} 02:00:00:00:00:99; {up}")),
-        "another card"
-    );
-    assert!(
-        passes(&format!("{card} {}; {up}", guest.facts.mac)),
-        "its own again"
-    );
+    assert_pinned(&guest, &sink, OTHER, &pretence);
 }
 
 #[test]
-fn many_sandboxes_share_one_guest_address() {
+fn b4_1_many_sandboxes_share_one_guest_address_each_in_a_namespace_of_its_own() {
     if !privileged("same_address") {
         return;
     }

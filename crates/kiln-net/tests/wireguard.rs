@@ -114,6 +114,38 @@ fn a8_4_traffic_leaves_by_the_tunnel_and_by_nothing_else() {
 }
 
 #[test]
+fn a8_2_a_tunnel_that_comes_back_is_used_again() {
+    if !privileged("tunnel_back") {
+        return;
+    }
+    let lab = with_tunnel();
+    let egress = up(&lab, existing()).unwrap();
+    let tunnelled = network(&lab, 1, &egress);
+    let guest = lab.guest(&tunnelled);
+    let seen = || guest.run(|| probe::tcp(at(OTHER, 80)));
+    lab.host_sh("ip link set wgx0 down");
+    assert!(!egress.mend().unwrap() && seen().is_none());
+    lab.host_sh("ip link set wgx0 up");
+    assert_eq!(seen(), None, "the kernel has forgotten the routes");
+    assert!(egress.mend().unwrap());
+    assert_eq!(seen(), Some(INSIDE));
+    // Who takes over while it is down keeps everything closed, until it is up.
+    lab.host_sh("ip link set wgx0 down");
+    let record = tunnelled.detach();
+    drop(record);
+    drop(guest);
+    egress.detach();
+    let again = up(&lab, existing()).unwrap();
+    let second = network(&lab, 2, &again);
+    let guest = lab.guest(&second);
+    let seen = || guest.run(|| probe::tcp(at(OTHER, 80)));
+    assert_eq!(seen(), None);
+    lab.host_sh("ip link set wgx0 up");
+    assert!(again.mend().unwrap());
+    assert_eq!(seen(), Some(INSIDE));
+}
+
+#[test]
 fn a8_4_only_what_is_ours_is_used_and_removed() {
     if !privileged("tunnel_tables") {
         return;

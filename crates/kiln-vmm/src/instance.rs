@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// A VMM that closes its socket is usually dying; this long it may take to be dead.
 const LAST_BREATH: Duration = Duration::from_secs(1);
 
+/// What a VMM is asked first: whether it is there.
+pub(crate) const FIRST_CALL: &str = "answer";
+
 /// Why a call to a control socket failed, before it is known whether the VMM is still there.
 #[derive(Debug)]
 pub(crate) enum CallError {

@@ -13,6 +13,7 @@
 
 mod agent_socket;
 mod boot_cache;
+mod code;
 pub mod console;
 mod discard;
 mod error;
@@ -38,17 +39,18 @@ pub mod uffd;
 mod validate;
 
 pub use agent_socket::listen_for_agent;
+pub use code::Code;
 pub use discard::discard;
 pub use error::{AdoptError, Diagnostics, JailError, MachineError, SpawnError};
 pub use machine::{
     Acceleration, AgentEndpoint, Boot, BootTimings, Capabilities, Disk, Engine, EngineKind, Exit,
-    Machine, MachineRecord, MachineShape, MachineSpec, MachineState, ProcessIdentity,
+    Machine, MachineInfo, MachineRecord, MachineShape, MachineSpec, MachineState, ProcessIdentity,
 };
 pub use metrics::{DiskMetrics, Metrics, NicMetrics};
 pub use nic::{MacAddress, MacAddressError, Nic, RateLimit, TokenBucket};
 pub use options::{
     BalloonOptions, BalloonState, DiskChange, DiskOptions, HotplugOptions, HotplugState,
-    MachineOptions, MetadataOptions, NicChange,
+    MachineOptions, MetadataOptions, NicChange, UserNetwork,
 };
 pub use program::ProgramError;
 pub use select::{

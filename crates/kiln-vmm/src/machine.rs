@@ -76,7 +76,8 @@ pub struct MachineSpec {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 1.
     pub mem_mib: u32,
-    /// What is booted; not looked at where a snapshot is restored.
+    /// What is booted. Where a snapshot is restored, nothing is, and a kernel that is named has to
+    /// be the one that the snapshot's machine booted; an empty path names none.
     pub boot: Boot,
     /// Begins from a snapshot instead: the rest says of what the machine was made.
     pub restore: Option<Restore>,
@@ -149,6 +150,9 @@ pub struct MachineShape {
     pub disks: Vec<DiskFacts>,
     /// Its interfaces.
     pub nics: Vec<NicFacts>,
+    /// The kernel that it booted, where this process finds it.
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
     /// The file that is its memory, where there is one.
     pub memory_file: Option<PathBuf>,
     /// Whether differences to its last snapshot are known.
@@ -179,6 +183,7 @@ impl MachineShape {
                     mac: nic.mac,
                 })
                 .collect(),
+            kernel: Some(spec.boot.kernel.clone()).filter(|path| !path.as_os_str().is_empty()),
             memory_file: spec.options.memory_file.clone(),
             tracks_dirty_pages: spec.options.track_dirty_pages,
         }
@@ -235,6 +240,17 @@ pub enum MachineState {
     Paused,
     /// The VMM is gone.
     Exited,
+}
+
+/// What a VMM says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// Name of the machine.
+    pub id: String,
+    /// State of the guest.
+    pub state: MachineState,
+    /// Version of the program that runs it, which may be older than the one that is installed.
+    pub vmm_version: String,
 }
 
 /// How a VMM ended.
@@ -328,6 +344,12 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Outside [`MachineState::Paused`], or when the VMM refuses.
     async fn resume(&self) -> Result<(), MachineError>;
+
+    /// What the VMM says of itself, asked now.
+    ///
+    /// # Errors
+    /// Not running or paused.
+    async fn info(&self) -> Result<MachineInfo, MachineError>;
 
     /// Presses Ctrl-Alt-Del, where [`Capabilities::ctrl_alt_del`] says that it works.
     ///

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::nic::RateLimit;
+use crate::nic::{MacAddress, RateLimit};
 
 /// Options of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,18 @@ pub struct MachineOptions {
     /// Prepares for template snapshots on engines where memory has to be a file for that: this
     /// file, of the guest's size. It is the snapshot's memory afterwards.
     pub memory_file: Option<PathBuf>,
+    /// An interface without a TAP: another program has the other end, a Unix stream socket with
+    /// whole packets in QEMU's framing.
+    pub user_network: Option<UserNetwork>,
+}
+
+/// An interface whose packets a program of this user carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserNetwork {
+    /// Where that program listens.
+    pub socket: PathBuf,
+    /// The guest's hardware address.
+    pub mac: MacAddress,
 }
 
 /// A balloon.

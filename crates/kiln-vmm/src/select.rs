@@ -77,6 +77,36 @@ pub struct Selection {
     pub warning: Option<String>,
 }
 
+impl Selection {
+    /// Whether Firecracker would have been chosen had it been there.
+    #[must_use]
+    pub fn lacks_firecracker(&self) -> bool {
+        lacks_firecracker(&self.findings)
+    }
+}
+
+impl SelectError {
+    /// Whether Firecracker would have been chosen had it been there.
+    #[must_use]
+    pub fn lacks_firecracker(&self) -> bool {
+        match self {
+            // Asked for, and KVM was looked at before.
+            Self::NoFirecracker => true,
+            Self::None(findings) => lacks_firecracker(findings),
+            Self::Firecracker(_) | Self::UnusableKvm(_) | Self::NoQemu | Self::Qemu(_) => false,
+        }
+    }
+}
+
+fn lacks_firecracker(findings: &[Finding]) -> bool {
+    let found = |about, is: fn(&Finding) -> bool| {
+        findings
+            .iter()
+            .any(|finding| finding.about == about && is(finding))
+    };
+    found(Subject::Kvm, |kvm| kvm.usable) && found(Subject::Firecracker, |it| it.missing)
+}
+
 /// Something that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
@@ -86,6 +116,9 @@ pub struct Finding {
     pub usable: bool,
     /// What was found.
     pub detail: String,
+    /// Whether it is not there at all: what could be installed, unlike what is there and broken.
+    #[serde(default)]
+    pub missing: bool,
 }
 
 /// What a finding is about.
@@ -172,6 +205,7 @@ async fn choose(
         about: Subject::Kvm,
         usable: kvm.is_usable(),
         detail: kvm.to_string(),
+        missing: false,
     }];
     match preference {
         EnginePreference::Firecracker => {
@@ -294,10 +328,15 @@ fn note<E: Engine>(
         Ok((path, engine)) => (true, found(path, engine)),
         Err(error) => (false, with_cause(error)),
     };
+    let missing = matches!(
+        outcome,
+        Err(SelectError::NoFirecracker | SelectError::NoQemu)
+    );
     findings.push(Finding {
         about,
         usable,
         detail,
+        missing,
     });
     outcome.map(|(_, engine)| engine)
 }

@@ -285,6 +285,9 @@ fn check_options(spec: &MachineSpec, faults: &mut Vec<SpecFault>) {
     if roots.len() > 1 {
         faults.push(SpecFault::Roots(roots));
     }
+    if let Some(network) = &options.user_network {
+        check_path("user-mode network", &network.socket, faults);
+    }
     if let Some(balloon) = options.balloon
         && balloon.amount_mib >= spec.mem_mib
     {

@@ -64,8 +64,9 @@ async fn adopted(bench: &Bench, record: &MachineRecord) -> Owned {
 }
 
 #[tokio::test]
-async fn a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
-    let Some(bench) = bench("a_guest_boots_with_everything_prints_is_paused_and_goes_on").await
+async fn a4_1_a_guest_boots_with_everything_prints_is_paused_and_goes_on() {
+    let Some(bench) =
+        bench("a4_1_a_guest_boots_with_everything_prints_is_paused_and_goes_on").await
     else {
         return;
     };
@@ -123,8 +124,8 @@ async fn a_guest_that_resets_ends_its_machine_with_status_0() {
 }
 
 #[tokio::test]
-async fn ctrl_alt_del_reaches_the_guest() {
-    let Some(bench) = bench("ctrl_alt_del_reaches_the_guest").await else {
+async fn a4_3_ctrl_alt_del_reaches_the_guest() {
+    let Some(bench) = bench("a4_3_ctrl_alt_del_reaches_the_guest").await else {
         return;
     };
     let machine = booted(&bench, Then::AwaitKey).await;
@@ -170,8 +171,8 @@ async fn a_kernel_that_firecracker_refuses_is_told_in_its_words() {
 }
 
 #[tokio::test]
-async fn a_firecracker_that_cannot_start_says_why_at_once() {
-    let Some(bench) = bench("a_firecracker_that_cannot_start_says_why_at_once").await else {
+async fn a4_11_a_firecracker_that_cannot_start_says_why_at_once() {
+    let Some(bench) = bench("a4_11_a_firecracker_that_cannot_start_says_why_at_once").await else {
         return;
     };
     // Its socket is there already, as a leftover would be.
@@ -244,8 +245,8 @@ async fn a_machine_that_does_not_answer_can_still_be_discarded() {
 }
 
 #[tokio::test]
-async fn a_guest_that_floods_its_console_fills_no_disk() {
-    let Some(bench) = bench("a_guest_that_floods_its_console_fills_no_disk").await else {
+async fn a5_9_a_guest_that_floods_its_console_fills_no_disk() {
+    let Some(bench) = bench("a5_9_a_guest_that_floods_its_console_fills_no_disk").await else {
         return;
     };
     let machine = booted(&bench, Then::Flood).await;

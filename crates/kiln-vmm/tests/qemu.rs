@@ -20,7 +20,7 @@ use kiln_vmm::{
 };
 use rustix::process::Signal;
 use support::stub::{GREETING, Then};
-use support::{Owned, Place, alive, close, grown, kill, printed};
+use support::{Owned, Place, alive, close, grown, kill, printed, refused};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Two QEMUs at once are too much for a small machine that others use as well.
@@ -70,8 +70,8 @@ async fn adopted(bench: &Bench, record: &MachineRecord) -> Owned {
 }
 
 #[tokio::test]
-async fn a_guest_boots_prints_is_paused_and_goes_on() {
-    let Some(bench) = bench("a_guest_boots_prints_is_paused_and_goes_on").await else {
+async fn a4_1_a_guest_boots_prints_is_paused_and_goes_on() {
+    let Some(bench) = bench("a4_1_a_guest_boots_prints_is_paused_and_goes_on").await else {
         return;
     };
     let machine = spawned(&bench, &bench.place.spec(Then::Tick)).await;
@@ -120,8 +120,8 @@ async fn a_guest_boots_prints_is_paused_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_paused_guest_prints_nothing() {
-    let Some(bench) = bench("a_paused_guest_prints_nothing").await else {
+async fn a4_2_a_paused_guest_prints_nothing() {
+    let Some(bench) = bench("a4_2_a_paused_guest_prints_nothing").await else {
         return;
     };
     let machine = booted(&bench, Then::Tick).await;
@@ -207,8 +207,8 @@ async fn a_vmm_that_dies_during_a_call_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_cannot_start_says_why_at_once() {
-    let Some(bench) = bench("a_qemu_that_cannot_start_says_why_at_once").await else {
+async fn a4_11_a_qemu_that_cannot_start_says_why_at_once() {
+    let Some(bench) = bench("a4_11_a_qemu_that_cannot_start_says_why_at_once").await else {
         return;
     };
     let mut spec = bench.place.spec(Then::Stay);
@@ -242,7 +242,7 @@ async fn every_fault_is_told_and_nothing_is_touched() {
     spec.vcpus = 33;
     std::fs::write(bench.place.path().join("text"), "no kernel").unwrap();
     spec.boot.kernel = bench.place.path().join("text");
-    let SpawnError::Invalid(faults) = bench.engine.spawn(&spec).await.unwrap_err() else {
+    let SpawnError::Invalid(faults) = refused(&bench.engine, &spec).await else {
         panic!("not refused");
     };
     assert!(faults.0.contains(&SpecFault::Vcpus(33)));
@@ -265,8 +265,8 @@ async fn a_second_machine_in_the_same_place_leaves_the_first_alone() {
     let machine = booted(&bench, Then::Stay).await;
     let before = bench.place.left().len();
     assert!(matches!(
-        bench.engine.spawn(&bench.place.spec(Then::Stay)).await,
-        Err(SpawnError::Runtime { .. })
+        refused(&bench.engine, &bench.place.spec(Then::Stay)).await,
+        SpawnError::Runtime { .. }
     ));
     assert_eq!(bench.place.left().len(), before);
     assert_eq!(machine.state(), MachineState::Running);
@@ -426,7 +426,8 @@ async fn owner_that_is_killed() {
     let engine = QemuEngine::open(&program(), Acceleration::Tcg, &place.cache())
         .await
         .unwrap();
-    let machine = engine.spawn(&place.spec(Then::Flood)).await.unwrap();
+    let spec = place.spec(Then::Flood);
+    let machine = Owned::new(engine.spawn(&spec).await.unwrap());
     machine.boot().await.unwrap();
     printed(&machine.console(), GREETING).await;
     let record = serde_json::to_vec(machine.record()).unwrap();

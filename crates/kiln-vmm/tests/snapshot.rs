@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use kiln_vmm::firecracker::FirecrackerEngine;
 use kiln_vmm::jail::{Breach, JailSpec};
 use kiln_vmm::qemu::QemuEngine;
-use kiln_vmm::snapshot::{Mismatch, UffdHandler};
+use kiln_vmm::snapshot::{Mismatch, UffdHandler, seal};
 use kiln_vmm::{
-    Acceleration, Engine, Exit, MachineError, MachineSpec, MachineState, Manifest, Restore,
+    Acceleration, Code, Engine, Exit, MachineError, MachineSpec, MachineState, Manifest, Restore,
     SnapshotError, SnapshotKind, SnapshotTarget, SpawnError,
 };
 use rustix::process::Signal;
 use support::stub::{GREETING, Then};
-use support::{Owned, PATIENCE, Place, alive, grown, kill, printed};
+use support::{Owned, PATIENCE, Place, alive, grown, kill, printed, refused};
 
 static NEXT_USER: AtomicU32 = AtomicU32::new(0);
 
@@ -152,8 +152,8 @@ async fn close(machine: &Owned) {
 
 /// A4.8, A4.9: one snapshot, two machines from it at once.
 #[tokio::test]
-async fn a_full_snapshot_becomes_several_machines() {
-    let Some(bench) = firecracker("a_full_snapshot_becomes_several_machines").await else {
+async fn a4_9_a_full_snapshot_becomes_several_machines() {
+    let Some(bench) = firecracker("a4_9_a_full_snapshot_becomes_several_machines").await else {
         return;
     };
     let source = bench.booted(&bench.spec("source", Then::Tick)).await;
@@ -206,8 +206,8 @@ async fn a_full_snapshot_becomes_several_machines() {
 }
 
 #[tokio::test]
-async fn a_difference_makes_a_whole_snapshot() {
-    let Some(bench) = firecracker("a_difference_makes_a_whole_snapshot").await else {
+async fn a4_8_a_difference_makes_a_whole_snapshot() {
+    let Some(bench) = firecracker("a4_8_a_difference_makes_a_whole_snapshot").await else {
         return;
     };
     let mut spec = bench.spec("source", Then::Tick);
@@ -241,8 +241,9 @@ async fn a_difference_makes_a_whole_snapshot() {
 
 /// B6 on the engine's level: a snapshot that does not fit is refused before anything is started.
 #[tokio::test]
-async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
-    let Some(bench) = firecracker("a_snapshot_that_does_not_fit_is_refused_by_name").await else {
+async fn a4_9_a_snapshot_that_does_not_fit_is_refused_by_name() {
+    let Some(bench) = firecracker("a4_9_a_snapshot_that_does_not_fit_is_refused_by_name").await
+    else {
         return;
     };
     let source = bench.booted(&bench.spec("source", Then::Tick)).await;
@@ -253,7 +254,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     let mut spec = bench.clone_of("clone", &dir);
     spec.vcpus = 2;
     spec.mem_mib = 128;
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     let SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) = error else {
         panic!("{error:?}");
     };
@@ -263,7 +264,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     let path = dir.join("manifest.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"10.0.0\"", "\"9.0.0\"")).unwrap();
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     assert!(
         error
             .to_string()
@@ -276,7 +277,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     bytes[100] ^= 1;
     std::fs::remove_file(&state).unwrap();
     std::fs::write(&state, bytes).unwrap();
-    let error = bench.engine.spawn(&spec).await.unwrap_err();
+    let error = refused(&*bench.engine, &spec).await;
     let SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) = error else {
         panic!("{error:?}");
     };
@@ -290,6 +291,55 @@ async fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     assert_eq!(std::fs::read_dir(&spec.runtime_dir).unwrap().count(), 0);
 }
 
+fn mismatches(error: SpawnError) -> Vec<Mismatch> {
+    assert_eq!(error.code(), Code::SnapshotMismatch);
+    match error {
+        SpawnError::Snapshot(SnapshotError::Mismatch(mismatches)) => mismatches,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The kernel that was booted and, once it is sealed, the memory: by their digests.
+#[tokio::test]
+async fn a4_9_another_kernel_or_memory_is_refused_by_name() {
+    let Some(bench) = firecracker("a4_9_another_kernel_or_memory_is_refused_by_name").await else {
+        return;
+    };
+    let source = bench.booted(&bench.spec("source", Then::Tick)).await;
+    source.pause().await.unwrap();
+    let made = bench.make(&source, "full", SnapshotKind::Full).await;
+    assert!(made.kernel_sha256.is_some() && made.memory.sha256.is_none());
+    close(&source).await;
+    let dir = bench.snapshot("full");
+    let mut spec = bench.clone_of("clone", &dir);
+    spec.boot.kernel = support::stub::write(bench.place.path(), Then::Stay);
+    let error = refused(&*bench.engine, &spec).await;
+    assert!(matches!(
+        mismatches(error)[..],
+        [Mismatch::Differs {
+            what: "kernel of the guest",
+            ..
+        }]
+    ));
+
+    let sealed = seal(&dir).unwrap();
+    assert!(sealed.memory.sha256.is_some());
+    let spec = bench.clone_of("sealed", &dir);
+    let machine = bench.restored(&spec).await;
+    runs(&machine).await;
+    close(&machine).await;
+    let memory = dir.join("memory");
+    let mut bytes = std::fs::read(&memory).unwrap();
+    bytes[5 << 20] ^= 1;
+    std::fs::remove_file(&memory).unwrap();
+    std::fs::write(&memory, bytes).unwrap();
+    let error = refused(&*bench.engine, &spec).await;
+    assert!(matches!(
+        mismatches(error)[..],
+        [Mismatch::File { name: "memory", .. }]
+    ));
+}
+
 /// What is started as the page server of the tests below.
 #[test]
 #[ignore = "runs inside the tests of the page server"]
@@ -299,7 +349,7 @@ fn page_server() {
 
 fn handler() -> UffdHandler {
     UffdHandler {
-        program: std::env::current_exe().unwrap(),
+        program: UffdHandler::this_program().program,
         args: ["--ignored", "--exact", "page_server", "--nocapture"]
             .map(str::to_owned)
             .into(),
@@ -422,8 +472,8 @@ async fn a_page_server_ends_with_a_vmm_that_never_came() {
 
 /// QEMU: the machine's memory becomes the template, several machines share it.
 #[tokio::test]
-async fn a_template_of_qemu_becomes_several_machines() {
-    let Some(bench) = qemu("a_template_of_qemu_becomes_several_machines").await else {
+async fn a4_8_a_template_of_qemu_becomes_several_machines() {
+    let Some(bench) = qemu("a4_8_a_template_of_qemu_becomes_several_machines").await else {
         return;
     };
     let mut spec = bench.spec("source", Then::Tick);

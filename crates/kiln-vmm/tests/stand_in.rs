@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kiln_vmm::firecracker::FirecrackerEngine;
-use kiln_vmm::{Engine, Exit, MachineError, MachineState};
+use kiln_vmm::{Code, Engine, Exit, MachineError, MachineState};
 use support::stub::Then;
 use support::{Owned, Place, alive};
 
@@ -139,7 +139,7 @@ async fn a_stand_in_that_does_well_boots() {
 
 /// A4.11: at each call of a boot, a death is told as such, at once.
 #[tokio::test]
-async fn a_death_at_any_call_is_told_at_once() {
+async fn a4_11_a_death_at_any_call_is_told_at_once() {
     for at in 0..5 {
         let place = Place::new();
         let machine = machine(&place, at, "dies").await;
@@ -155,13 +155,14 @@ async fn a_death_at_any_call_is_told_at_once() {
             ),
             "call {at}: {error:?}"
         );
+        assert_eq!(error.code(), Code::StartFailed);
         assert!(begin.elapsed() < Duration::from_secs(15));
         close(&machine, &place).await;
     }
 }
 
 #[tokio::test]
-async fn refusals_are_told_in_the_words_they_came_in() {
+async fn a9_refusals_are_told_in_the_words_they_came_in() {
     for (fault, status, words) in [
         ("refuses", 400, "not today"),
         ("mistakes", 400, "bad header"),
@@ -170,6 +171,7 @@ async fn refusals_are_told_in_the_words_they_came_in() {
         let place = Place::new();
         let machine = machine(&place, 2, fault).await;
         let error = machine.boot().await.unwrap_err();
+        assert_eq!(error.code(), Code::ApiError);
         let MachineError::Refused {
             status: Some(found),
             message,
@@ -184,7 +186,7 @@ async fn refusals_are_told_in_the_words_they_came_in() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_breaks_the_call_and_nothing_else() {
+async fn a9_what_is_no_answer_breaks_the_call_and_nothing_else() {
     for fault in ["babbles", "tears", "floods"] {
         let place = Place::new();
         let machine = machine(&place, 1, fault).await;
@@ -193,6 +195,7 @@ async fn what_is_no_answer_breaks_the_call_and_nothing_else() {
             matches!(error, MachineError::Control { .. }),
             "{fault}: {error:?}"
         );
+        assert_eq!(error.code(), Code::SocketRequestFailed);
         // What it did is unknown: nothing more is asked of it.
         assert!(machine.pause().await.is_err());
         close(&machine, &place).await;
@@ -219,11 +222,12 @@ async fn one_that_stalls_can_be_given_up_and_closed() {
 /// Takes as long as the deadline: what a call did that was not answered is unknown, so the VMM is
 /// killed and not asked again.
 #[tokio::test]
-async fn a_missed_deadline_kills() {
+async fn a9_a_missed_deadline_kills() {
     let place = Place::new();
     let machine = machine(&place, 1, "stalls").await;
     let error = machine.boot().await.unwrap_err();
     assert!(matches!(error, MachineError::Deadline { .. }), "{error:?}");
+    assert_eq!(error.code(), Code::ApiTimeout);
     assert_eq!(machine.state(), MachineState::Exited);
     close(&machine, &place).await;
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorCode};
+use crate::firecracker::FirecrackerRelease;
 
 /// How to open a [`Host`](crate::Host).
 ///
@@ -22,6 +23,11 @@ pub struct HostConfig {
     pub runtime_dir: PathBuf,
     /// Firecracker's binary; `$KILN_FIRECRACKER` or `PATH` when unset.
     pub firecracker: Option<PathBuf>,
+    /// Which release of Firecracker is fetched where KVM runs guests and there is no binary.
+    pub firecracker_release: FirecrackerRelease,
+    /// Where releases come from instead of Firecracker's own page: `URL/latest`,
+    /// `URL/download/TAG/…`.
+    pub firecracker_releases: Option<String>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
     /// Directory of executables that take part in sandboxes' lives; see [`Hook`](crate::Hook).
@@ -49,6 +55,8 @@ impl HostConfig {
             data_dir: data_dir.into(),
             runtime_dir: runtime_dir.into(),
             firecracker: None,
+            firecracker_release: FirecrackerRelease::default(),
+            firecracker_releases: None,
             qemu: None,
             hooks_dir: None,
             parallel_boots: None,
@@ -123,8 +131,15 @@ impl Directories {
     pub(crate) fn image_settings(&self) -> PathBuf {
         self.data.join("images.json")
     }
+    pub(crate) fn base_images(&self) -> PathBuf {
+        self.data.join("base-images")
+    }
     pub(crate) fn volumes(&self) -> PathBuf {
         self.data.join("volumes")
+    }
+    /// Firecracker's releases, a directory each.
+    pub(crate) fn firecracker(&self) -> PathBuf {
+        self.data.join("firecracker")
     }
     pub(crate) fn kernels(&self) -> PathBuf {
         self.data.join("kernels")

@@ -1,21 +1,27 @@
 //! Which engine runs a machine: chosen once per preference, then remembered.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kiln_image::Progress;
 use kiln_vmm::{
     AdoptError, Engine, EngineKind, EnginePreference, Machine, MachineRecord, SelectError,
     SelectOptions, Selection,
 };
 use tokio::sync::Mutex;
 
-use crate::config::HostConfig;
+use crate::config::{Directories, HostConfig};
 use crate::error::{Error, ErrorCode};
+use crate::firecracker::{FirecrackerRelease, Releases};
 
 /// The engines of a host.
 pub(crate) struct Engines {
     options: SelectOptions,
+    releases: Releases,
     chosen: Mutex<HashMap<EnginePreference, Chosen>>,
     /// Instead of what the host has.
     #[cfg(test)]
@@ -23,7 +29,7 @@ pub(crate) struct Engines {
 }
 
 /// An engine and how it came to be chosen.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Chosen {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) reason: String,
@@ -32,15 +38,16 @@ pub(crate) struct Chosen {
 }
 
 impl Engines {
-    pub(crate) fn new(config: &HostConfig, cache_dir: PathBuf) -> Self {
+    pub(crate) fn new(config: &HostConfig, directories: &Directories) -> Self {
         let options = SelectOptions {
             firecracker: config.firecracker.clone(),
             qemu: config.qemu.clone(),
-            cache_dir,
+            cache_dir: directories.cache(),
             allow_unusable_kvm: false,
         };
         Self {
             options,
+            releases: Releases::new(config, directories),
             chosen: Mutex::default(),
             #[cfg(test)]
             only: None,
@@ -49,7 +56,7 @@ impl Engines {
 
     /// Just this engine, whatever is asked for.
     #[cfg(test)]
-    pub(crate) fn only(engine: Arc<dyn Engine>) -> Self {
+    pub(crate) fn only(engine: Arc<dyn Engine>, config: &HostConfig) -> Self {
         let chosen = Chosen {
             engine: Arc::clone(&engine),
             reason: "the only one".to_owned(),
@@ -57,27 +64,106 @@ impl Engines {
             warning: None,
         };
         Self {
-            options: SelectOptions {
-                firecracker: None,
-                qemu: None,
-                cache_dir: PathBuf::new(),
-                allow_unusable_kvm: false,
-            },
             chosen: Mutex::new([(EnginePreference::Auto, chosen)].into()),
             only: Some(engine),
+            ..Self::new(config, &Directories::new(config))
         }
     }
 
-    /// The engine for a preference. A failure is not remembered: what is missing may be installed
-    /// a moment later.
-    pub(crate) async fn choose(&self, preference: EnginePreference) -> Result<Chosen, Error> {
-        let mut known = self.chosen.lock().await;
-        if let Some(chosen) = known.get(&preference) {
-            return Ok(chosen.clone());
+    /// The engine for a preference. Where that would be Firecracker and there is none, it is
+    /// fetched, unless `fetching` is `None`: then nothing is, and what is found is what there is
+    /// now. A failure is not remembered: what is missing may be installed a moment later.
+    pub(crate) async fn choose(
+        &self,
+        preference: EnginePreference,
+        fetching: Option<&dyn Progress>,
+    ) -> Result<Chosen, Error> {
+        let first = {
+            // Held, so that one of many looks at the host, and given back for the download.
+            let mut known = self.chosen.lock().await;
+            if let Some(chosen) = known.get(&preference) {
+                return Ok(chosen.clone());
+            }
+            let found = self.look(preference).await;
+            if !self.could_be_fetched(&found) {
+                let chosen = Chosen::from(found?);
+                known.insert(preference, chosen.clone());
+                return Ok(chosen);
+            }
+            found
+        };
+        match fetching {
+            Some(progress) => self.fetched(preference, first, progress).await,
+            None => Ok(self.with_note(Chosen::from(first?))),
         }
-        let chosen = Chosen::from(kiln_vmm::select(preference, &self.options).await?);
-        known.insert(preference, chosen.clone());
+    }
+
+    /// What there is, with a release that was fetched before.
+    async fn look(&self, preference: EnginePreference) -> Result<Selection, SelectError> {
+        let found = kiln_vmm::select(preference, &self.options).await;
+        if !lacks_firecracker(&found) {
+            return found;
+        }
+        match self.releases.installed().await {
+            Some(release) => self.select_with(preference, release.firecracker).await,
+            None => found,
+        }
+    }
+
+    async fn select_with(
+        &self,
+        preference: EnginePreference,
+        firecracker: PathBuf,
+    ) -> Result<Selection, SelectError> {
+        let options = SelectOptions {
+            firecracker: Some(firecracker),
+            ..self.options.clone()
+        };
+        kiln_vmm::select(preference, &options).await
+    }
+
+    fn could_be_fetched(&self, found: &Result<Selection, SelectError>) -> bool {
+        *self.releases.wanted() != FirecrackerRelease::Never && lacks_firecracker(found)
+    }
+
+    /// Fetches Firecracker and chooses again; where that fails, another engine will do, if any.
+    async fn fetched(
+        &self,
+        preference: EnginePreference,
+        first: Result<Selection, SelectError>,
+        progress: &dyn Progress,
+    ) -> Result<Chosen, Error> {
+        if first.is_ok() && !self.releases.is_worth_a_try() {
+            return Ok(self.with_note(Chosen::from(first?)));
+        }
+        let failure = match self.releases.fetch(progress).await {
+            Ok(Some(release)) => {
+                let chosen = self.select_with(preference, release.firecracker).await?;
+                let mut known = self.chosen.lock().await;
+                // Whoever was faster: one engine for all.
+                let chosen = known.entry(preference).or_insert_with(|| chosen.into());
+                return Ok(chosen.clone());
+            }
+            Ok(None) => return Ok(first?.into()),
+            Err(failure) => Error::from(failure),
+        };
+        let Ok(selection) = first else {
+            return Err(failure);
+        };
+        let mut chosen = Chosen::from(selection);
+        let note = format!("{}: QEMU runs instead", failure.message());
+        tracing::warn!("{note}");
+        chosen.findings.push(format!("Firecracker: {note}"));
+        chosen.warning.get_or_insert(note);
         Ok(chosen)
+    }
+
+    fn with_note(&self, mut chosen: Chosen) -> Chosen {
+        let wanted = self.releases.wanted();
+        chosen.findings.push(format!(
+            "Firecracker: {wanted} is fetched when a sandbox first needs it"
+        ));
+        chosen
     }
 
     /// Takes over a machine that an earlier owner started. Nothing is probed: it runs.
@@ -94,17 +180,32 @@ impl Engines {
             EngineKind::Qemu => EnginePreference::Qemu,
             EngineKind::Fake => EnginePreference::Auto,
         };
-        let options = SelectOptions {
+        let mut options = SelectOptions {
             allow_unusable_kvm: true,
             ..self.options.clone()
         };
-        let selection = kiln_vmm::select(preference, &options)
-            .await
-            .map_err(|error| AdoptError::Unresponsive {
-                id: record.id.clone(),
-                source: std::io::Error::other(error),
-            })?;
+        let mut selection = kiln_vmm::select(preference, &options).await;
+        if lacks_firecracker(&selection)
+            && let Some(release) = self.releases.any_installed().await
+        {
+            options.firecracker = Some(release.firecracker);
+            selection = kiln_vmm::select(preference, &options).await;
+        }
+        let selection = selection.map_err(|error| AdoptError::Unresponsive {
+            id: record.id.clone(),
+            source: std::io::Error::other(error),
+        })?;
         selection.engine.adopt(record).await.map(Arc::from)
+    }
+}
+
+fn lacks_firecracker(found: &Result<Selection, SelectError>) -> bool {
+    match found {
+        // One that was chosen is not lacked.
+        Ok(selection) => {
+            selection.engine.kind() != EngineKind::Firecracker && selection.lacks_firecracker()
+        }
+        Err(error) => error.lacks_firecracker(),
     }
 }
 
@@ -129,8 +230,8 @@ impl From<Selection> for Chosen {
 
 impl From<SelectError> for Error {
     fn from(error: SelectError) -> Self {
-        let code = match &error {
-            SelectError::NoFirecracker | SelectError::NoQemu => ErrorCode::BinaryNotFound,
+        let code = match error.code() {
+            kiln_vmm::Code::BinaryNotFound => ErrorCode::BinaryNotFound,
             _ => ErrorCode::NoEngine,
         };
         Self::new(code, "no engine can run this sandbox")

@@ -47,12 +47,28 @@ pub enum ErrorCode {
     VolumeInUse,
     /// The volume cannot be made, checked or grown.
     VolumeFailed,
+    /// It cannot be found out which base image is meant.
+    BaseImageResolveFailed,
+    /// The manifest of a base image cannot be had.
+    BaseImageManifestFailed,
+    /// The manifest of a base image breaks a rule.
+    InvalidBaseImageManifest,
+    /// The base image cannot be fetched, verified or kept.
+    BaseImagePrepareFailed,
+    /// The number of base images to keep is none.
+    InvalidBaseImageCacheLimit,
     /// The kernel cannot be found, read or fetched.
     KernelFailed,
     /// No engine can be used on this host.
     NoEngine,
     /// A VMM binary is missing.
     BinaryNotFound,
+    /// A VMM's release cannot be downloaded, or is not what was published.
+    DownloadFailed,
+    /// Nobody says which release of a VMM is the newest.
+    VersionFetchFailed,
+    /// Control groups cannot be seen, so no machine can be limited.
+    CgroupsHidden,
     /// The machine could not be started.
     StartFailed,
     /// The guest did not come up in time.
@@ -67,6 +83,10 @@ pub enum ErrorCode {
     ExecFailed,
     /// No exec session has this number.
     SessionNotFound,
+    /// Nothing in the guest takes connections at the port.
+    GuestPortClosed,
+    /// The guest's agent, kept by a snapshot, cannot do that yet.
+    AgentTooOld,
     /// The guest has no such file or directory.
     FileNotFound,
     /// A file of the guest cannot be read, written or changed.
@@ -85,6 +105,20 @@ pub enum ErrorCode {
     AddressesExhausted,
     /// A network policy breaks a rule; all faults are named.
     InvalidNetworkPolicy,
+    /// No network has this name.
+    NetworkNotFound,
+    /// A sandbox has the network.
+    NetworkInUse,
+    /// A subnet is none, or is not free.
+    InvalidSubnet,
+    /// A name that no interface can have.
+    InvalidInterfaceName,
+    /// A tunnel is described wrongly.
+    InvalidWireGuard,
+    /// The bridge of a network could not be made, changed or taken down.
+    BridgeFailed,
+    /// A tunnel could not be brought into use.
+    WireGuardFailed,
     /// Something on this host failed: files, processes, the store.
     Host,
 }
@@ -112,9 +146,17 @@ impl ErrorCode {
             Self::VolumeNotFound => "VOLUME_NOT_FOUND",
             Self::VolumeInUse => "VOLUME_IN_USE",
             Self::VolumeFailed => "VOLUME_FAILED",
+            Self::BaseImageResolveFailed => "BASE_IMAGE_RESOLVE_FAILED",
+            Self::BaseImageManifestFailed => "BASE_IMAGE_MANIFEST_FAILED",
+            Self::InvalidBaseImageManifest => "INVALID_BASE_IMAGE_MANIFEST",
+            Self::BaseImagePrepareFailed => "BASE_IMAGE_PREPARE_FAILED",
+            Self::InvalidBaseImageCacheLimit => "INVALID_BASE_IMAGE_CACHE_LIMIT",
             Self::KernelFailed => "KERNEL_FAILED",
             Self::NoEngine => "NO_ENGINE",
             Self::BinaryNotFound => "BINARY_NOT_FOUND",
+            Self::DownloadFailed => "DOWNLOAD_FAILED",
+            Self::VersionFetchFailed => "VERSION_FETCH_FAILED",
+            Self::CgroupsHidden => "CGROUPS_HIDDEN",
             Self::StartFailed => "START_FAILED",
             Self::AgentTimeout => "AGENT_TIMEOUT",
             Self::AgentUnreachable => "AGENT_UNREACHABLE",
@@ -122,6 +164,8 @@ impl ErrorCode {
             Self::CommandNotExecutable => "COMMAND_NOT_EXECUTABLE",
             Self::ExecFailed => "EXEC_FAILED",
             Self::SessionNotFound => "SESSION_NOT_FOUND",
+            Self::GuestPortClosed => "GUEST_PORT_CLOSED",
+            Self::AgentTooOld => "AGENT_TOO_OLD",
             Self::FileNotFound => "FILE_NOT_FOUND",
             Self::FileFailed => "FILE_FAILED",
             Self::DiskFull => "DISK_FULL",
@@ -131,6 +175,13 @@ impl ErrorCode {
             Self::PortTaken => "PORT_TAKEN",
             Self::AddressesExhausted => "IP_EXHAUSTED",
             Self::InvalidNetworkPolicy => "INVALID_FIREWALL_CONFIG",
+            Self::NetworkNotFound => "NETWORK_NOT_FOUND",
+            Self::NetworkInUse => "NETWORK_IN_USE",
+            Self::InvalidSubnet => "INVALID_SUBNET",
+            Self::InvalidInterfaceName => "INVALID_INTERFACE_NAME",
+            Self::InvalidWireGuard => "INVALID_WIREGUARD_CONFIG",
+            Self::BridgeFailed => "BRIDGE_SETUP_FAILED",
+            Self::WireGuardFailed => "WIREGUARD_SETUP_FAILED",
             Self::Host => "HOST_ERROR",
         }
     }
@@ -142,36 +193,57 @@ impl ErrorCode {
             Self::InvalidSpec
             | Self::InvalidConfig
             | Self::InvalidNetworkPolicy
+            | Self::InvalidBaseImageManifest
+            | Self::InvalidBaseImageCacheLimit
+            | Self::InvalidSubnet
+            | Self::InvalidInterfaceName
+            | Self::InvalidWireGuard
             | Self::Ambiguous => 400,
             Self::NotFound
             | Self::SessionNotFound
             | Self::FileNotFound
             | Self::ImageNotFound
-            | Self::VolumeNotFound => 404,
+            | Self::VolumeNotFound
+            | Self::NetworkNotFound => 404,
             Self::NameTaken
             | Self::IdempotencyKeyReused
             | Self::HookRefused
             | Self::InvalidState
             | Self::PortTaken
+            | Self::NetworkInUse
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
             | Self::VolumeInUse => 409,
             Self::ImageFailed
+            | Self::BaseImageResolveFailed
+            | Self::BaseImageManifestFailed
             | Self::VolumeFailed
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
             | Self::ExecFailed
             | Self::FileFailed => 422,
-            Self::NoEngine | Self::BinaryNotFound | Self::NetworkUnavailable => 501,
+            Self::NoEngine
+            | Self::BinaryNotFound
+            | Self::AgentTooOld
+            | Self::CgroupsHidden
+            | Self::NetworkUnavailable => 501,
             Self::StartFailed
+            | Self::DownloadFailed
+            | Self::VersionFetchFailed
             | Self::AgentUnreachable
+            | Self::GuestPortClosed
             | Self::RegistryDenied
+            | Self::BaseImagePrepareFailed
             | Self::PullFailed => 502,
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,
-            Self::Host | Self::NetworkSetupFailed | Self::TapFailed => 500,
+            Self::Host
+            | Self::NetworkSetupFailed
+            | Self::BridgeFailed
+            | Self::WireGuardFailed
+            | Self::TapFailed => 500,
         }
     }
 }
@@ -305,6 +377,8 @@ impl From<GuestError> for Error {
                 Refusal::NoSuchFile => ErrorCode::FileNotFound,
                 Refusal::FileRefused => ErrorCode::FileFailed,
                 Refusal::PoweringOff => ErrorCode::InvalidState,
+                Refusal::PortClosed => ErrorCode::GuestPortClosed,
+                Refusal::TooOld => ErrorCode::AgentTooOld,
                 _ => ErrorCode::ExecFailed,
             },
             GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,

@@ -30,6 +30,10 @@ pub struct ExecSpec {
     /// and can be attached to again.
     #[serde(default)]
     pub kill_on_detach: bool,
+    /// It is the sandbox's main process: when that is stopped, it is asked first, by the signal that
+    /// the image names, and has the grace time to end.
+    #[serde(default)]
+    pub main: bool,
     /// With a terminal: let the sandbox's time-out end it also while this client is attached.
     #[serde(default)]
     pub keep_timeout: bool,

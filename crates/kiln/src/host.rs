@@ -25,6 +25,7 @@ use crate::metrics::Counters;
 use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
+use crate::sandbox::command;
 use crate::sandbox::driver::{self, Command, DriverHandle, Start, View};
 use crate::sandbox::turns::{Turn, Turns};
 use crate::sandbox::{
@@ -56,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
-    pub(crate) networks: Networks,
+    pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
     pub(crate) counters: Counters,
     pub(crate) hooks: Hooks,
@@ -105,8 +106,7 @@ impl Host {
     /// [`ErrorCode::DataDirTooNew`], [`ErrorCode::Host`].
     pub async fn open(config: HostConfig) -> Result<Self, Error> {
         config.check()?;
-        let cache = Directories::new(&config).cache();
-        let engines = Engines::new(&config, cache);
+        let engines = Engines::new(&config, &Directories::new(&config));
         Self::open_with(config, engines, Vec::new()).await
     }
 
@@ -119,8 +119,7 @@ impl Host {
         hooks: Vec<Arc<dyn Hook>>,
     ) -> Result<Self, Error> {
         config.check()?;
-        let cache = Directories::new(&config).cache();
-        let engines = Engines::new(&config, cache);
+        let engines = Engines::new(&config, &Directories::new(&config));
         Self::open_with(config, engines, hooks).await
     }
 
@@ -143,7 +142,7 @@ impl Host {
             engines,
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
-            networks: Networks::new(&config.data_dir, store.clone()),
+            networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
             counters: Counters::default(),
             hooks: Hooks::new(hooks),
@@ -156,6 +155,7 @@ impl Host {
             store,
         });
         recover::recover(&shared).await?;
+        shared.keep_to_quota(Vec::new());
         Ok(Self { shared })
     }
 
@@ -165,7 +165,11 @@ impl Host {
     /// None at present; a host without an engine says so in the answer.
     pub async fn info(&self) -> Result<HostInfo, Error> {
         let views = self.shared.views();
-        let chosen = self.shared.engines.choose(EnginePreference::Auto).await;
+        let chosen = self
+            .shared
+            .engines
+            .choose(EnginePreference::Auto, None)
+            .await;
         let (engine, reason, findings, warnings) = match chosen {
             Ok(chosen) => {
                 let warnings = chosen.warning.clone().into_iter().collect();
@@ -179,10 +183,7 @@ impl Host {
             Err(error) => (None, error.message(), Vec::new(), Vec::new()),
         };
         let mut findings = findings;
-        findings.push(match self.shared.networks.obstacle() {
-            Some(reason) => format!("network: not usable: {reason}"),
-            None => "network: usable".to_owned(),
-        });
+        findings.extend(self.shared.networks.findings().await);
         let capabilities = engine.as_ref().map(|engine| engine.capabilities().clone());
         Ok(HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -281,7 +282,10 @@ impl Host {
             progress,
             run_command: true,
         };
-        self.ask(key, |reply| Command::Start { how, reply }).await
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
+        // It may have fetched an image, which is in use now.
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
     }
 
     /// As [`Host::start`], but leaves the main command to the caller, who wants to be attached to it
@@ -298,7 +302,9 @@ impl Host {
             progress,
             run_command: false,
         };
-        self.ask(key, |reply| Command::Start { how, reply }).await
+        let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
+        self.shared.keep_to_quota(Vec::new());
+        Ok(started)
     }
 
     /// Stops a sandbox, if it runs, and starts it.
@@ -407,12 +413,12 @@ impl Host {
     pub async fn exec(&self, key: &str, spec: &ExecSpec) -> Result<ExecSession, Error> {
         let link = self.link(key, "exec in")?;
         let view = self.view(key)?;
-        let spec = process::complete(view.row.image_config.as_ref(), spec)?;
+        let completed = process::complete(view.row.image_config.as_ref(), spec)?;
         self.shared.counters.command();
         let held = view
             .activity
             .begin(spec.tty.is_some() && !spec.keep_timeout);
-        Ok(link.exec(&spec).await?.counting_as(held))
+        Ok(link.exec_completed(&completed).await?.counting_as(held))
     }
 
     /// What the main process of a sandbox is, when these words were given for it: the image's
@@ -428,7 +434,7 @@ impl Host {
         words: &[String],
     ) -> Result<Option<Vec<String>>, Error> {
         let view = self.view(key)?;
-        let config = view.row.image_config.as_ref();
+        let config = command::own_command(&view.row);
         Ok(process::main_command(config, entrypoint, words))
     }
 

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kiln_image::Runtimes;
 use kiln_image::library::LibraryConfig;
-use kiln_image::oci::{Reference, ReferenceError};
+use kiln_image::oci::{Platform, PlatformError, Reference, ReferenceError};
 use kiln_image::registry::{Patience, RegistrySetting, RegistrySettings};
+use kiln_image::{Limits, Runtimes};
 use serde::Deserialize;
 
+use crate::base_images::BaseImageSettings;
 use crate::error::{Error, ErrorCode};
 use crate::sandbox::SandboxSpec;
 
@@ -60,6 +61,29 @@ pub(crate) fn reference(text: &str, runtimes: &Runtimes) -> Result<Reference, Er
     })
 }
 
+/// The platform of that name; this host's when there is none.
+pub(crate) fn platform(text: Option<&str>) -> Result<Platform, Error> {
+    let Some(text) = text else {
+        return Ok(Platform::host());
+    };
+    text.parse().map_err(|source: PlatformError| {
+        Error::new(ErrorCode::InvalidSpec, source.to_string())
+            .with_hint("a platform is like linux/amd64 or linux/arm64")
+    })
+}
+
+/// What is wrong with the platform of a sandbox, which this host's processor has to run.
+pub(crate) fn platform_fault(text: &str) -> Option<String> {
+    match platform(Some(text)) {
+        Err(error) => Some(error.message()),
+        Ok(wanted) if !Platform::host().accepts(&wanted) => Some(format!(
+            "platform {wanted} does not run here: this host runs {}",
+            Platform::host()
+        )),
+        Ok(_) => None,
+    }
+}
+
 /// The file `images.json` in the data directory: what the host's owner decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -70,6 +94,22 @@ pub(crate) struct ImageSettings {
     patience: Patience,
     /// Runtimes besides the built-in ones, or in their place.
     runtimes: BTreeMap<String, Reference>,
+    /// Kernels with root filesystems.
+    base_images: BaseImageSettings,
+    /// What is thrown away without being told to.
+    keep: Quota,
+    /// What an image may cost.
+    limits: Limits,
+}
+
+/// How much is kept. Nothing goes that a sandbox needs, or that was just fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// Images and layers together, in bytes.
+    pub(crate) max_bytes: Option<u64>,
+    /// Images that nobody asked for so long, in days.
+    pub(crate) unused_for_days: Option<u32>,
 }
 
 impl ImageSettings {
@@ -79,7 +119,7 @@ impl ImageSettings {
         match std::fs::read(path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| {
                 failed(format!("{} is not understood: {error}", path.display()))
-                    .with_hint("its fields are `registries`, `patience` and `runtimes`")
+                    .with_hint("docs/images.md lists its fields")
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(failed(format!("cannot read {}", path.display())).with_source(error)),
@@ -92,8 +132,16 @@ impl ImageSettings {
                 registries: self.registries.clone(),
                 patience: self.patience.clone(),
             },
-            ..LibraryConfig::default()
+            limits: self.limits.clone(),
         }
+    }
+
+    pub(crate) fn quota(&self) -> Quota {
+        self.keep
+    }
+
+    pub(crate) fn base_images(&self) -> BaseImageSettings {
+        self.base_images.clone()
     }
 
     pub(crate) fn runtimes(&self) -> Runtimes {
@@ -159,6 +207,15 @@ mod tests {
         std::fs::write(&path, r#"{"runtimes":{"go":"golang:1.25"}}"#).expect("write");
         let some = ImageSettings::read(&path).expect("some");
         assert!(some.runtimes().image("go").is_ok() && some.runtimes().image("base").is_ok());
+        let all = r#"{"keep":{"max_bytes":1,"unused_for_days":2},"limits":{"layers":3},
+            "base_images":{"max_stored":4}}"#;
+        std::fs::write(&path, all).expect("write");
+        let some = ImageSettings::read(&path).expect("all");
+        assert_eq!(some.library().limits.layers, 3);
+        assert_eq!(some.library().limits.entries, Limits::default().entries);
+        assert_eq!(some.quota().unused_for_days, Some(2));
+        std::fs::write(&path, r#"{"limits":{"layer":3}}"#).expect("write");
+        ImageSettings::read(&path).expect_err("misspelt");
         std::fs::write(&path, r#"{"runtime":{}}"#).expect("write");
         let error = ImageSettings::read(&path).expect_err("misspelt");
         assert_eq!(error.code(), ErrorCode::InvalidConfig);

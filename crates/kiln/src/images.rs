@@ -16,8 +16,19 @@ use kiln_image::{ImageId, Progress};
 
 use crate::error::{Error, ErrorCode};
 use crate::host::{Host, Shared};
-use crate::image_choice::reference;
+use crate::image_choice::{Quota, platform, reference};
 use crate::sandbox::SandboxState;
+
+/// What to fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullImage {
+    /// The image's name, or a runtime's.
+    pub image: String,
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// Which of its builds: `linux/arm64`; this host's own when unset.
+    pub platform: Option<String>,
+}
 
 /// What to take into the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,17 +79,21 @@ impl Host {
     /// [`ErrorCode::ImageFailed`], [`ErrorCode::DiskFull`].
     pub async fn pull_image(
         &self,
-        name: &str,
-        policy: PullPolicy,
+        pull: PullImage,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageInfo, Error> {
+        let name = reference(&pull.image, self.shared.materials.runtimes())?;
         let request = PullRequest {
-            policy,
+            policy: pull.policy,
             keyring: Keyring::of_user(),
-            ..PullRequest::new(reference(name, self.shared.materials.runtimes())?)
+            platform: platform(pull.platform.as_deref())?,
+            ..PullRequest::new(name)
         };
-        self.library(move |library| library.pull(&request, progress.as_ref()))
-            .await
+        let pulled = self
+            .library(move |library| library.pull(&request, progress.as_ref()))
+            .await?;
+        self.shared.keep_to_quota(vec![pulled.rootfs.id]);
+        Ok(pulled)
     }
 
     /// Takes the images of a file into the library.
@@ -95,8 +110,12 @@ impl Host {
             name: name.map_err(LibraryError::Reference)?,
             ..ImportRequest::new(import.path)
         };
-        self.library(move |library| library.import(&request, progress.as_ref()))
-            .await
+        let imported = self
+            .library(move |library| library.import(&request, progress.as_ref()))
+            .await?;
+        let ids = imported.iter().map(|image| image.rootfs.id).collect();
+        self.shared.keep_to_quota(ids);
+        Ok(imported)
     }
 
     /// Gives an image one more name.
@@ -187,15 +206,76 @@ impl Host {
         runtime.map_or_else(|_| key.to_owned(), ToString::to_string)
     }
 
-    /// A pull that outlived its sandbox has pinned the image for nobody.
     async fn drop_stale_pins(&self) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let lives = move |id: &str| shared.views().iter().any(|view| view.row.id == id);
-        self.shared.materials.retain_pins(lives).await
+        self.shared.drop_stale_pins().await
+    }
+}
+
+/// One day of [`Quota::unused_for_days`].
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Quota {
+    /// What goes by age, and what by size; images without a name are not special to either.
+    fn requests(self) -> Vec<PruneRequest> {
+        let by_age = self.unused_for_days.map(|days| PruneRequest {
+            all: true,
+            unused_for: Some(DAY * days),
+            ..PruneRequest::default()
+        });
+        let by_size = self.max_bytes.map(|most| PruneRequest {
+            max_bytes: Some(most),
+            unused_for: Some(Duration::MAX),
+            ..PruneRequest::default()
+        });
+        by_age.into_iter().chain(by_size).collect()
     }
 }
 
 impl Shared {
+    /// Throws away, in the background, what the owner does not want kept, but never `fresh`.
+    pub(crate) fn keep_to_quota(self: &Arc<Self>, fresh: Vec<ImageId>) {
+        let requests = self.materials.quota().requests();
+        if requests.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            for request in requests {
+                if let Err(error) = shared.prune_for_quota(request, fresh.clone()).await {
+                    tracing::warn!(error = error.message(), "images exceed their quota");
+                }
+            }
+        });
+    }
+
+    async fn prune_for_quota(
+        self: &Arc<Self>,
+        request: PruneRequest,
+        mut kept: Vec<ImageId>,
+    ) -> Result<(), Error> {
+        self.drop_stale_pins().await?;
+        let shared = Arc::clone(self);
+        let prune = move |library: &ImageLibrary| {
+            kept.extend(shared.materials.made_default_image());
+            let in_use =
+                |id: &ImageId| kept.contains(id) || shared.uses_image(id) || shared.is_starting();
+            Ok(library.prune(&request, &in_use)?)
+        };
+        let pruned = self.materials.with_library(prune).await?;
+        if pruned.freed_bytes > 0 {
+            let (names, bytes) = (pruned.names.join(" "), pruned.freed_bytes);
+            tracing::info!(names, bytes, "images went for the quota");
+        }
+        Ok(())
+    }
+
+    /// A pull that outlived its sandbox has pinned the image for nobody.
+    async fn drop_stale_pins(self: &Arc<Self>) -> Result<(), Error> {
+        let shared = Arc::clone(self);
+        let lives = move |id: &str| shared.views().iter().any(|view| view.row.id == id);
+        self.materials.retain_pins(lives).await
+    }
+
     /// Whether a sandbox, running or not, has this block image beneath its own disk.
     fn uses_image(&self, id: &ImageId) -> bool {
         let id = id.to_string();

@@ -3,6 +3,7 @@
 //! A [`Host`] owns a data directory and everything in it. It knows nothing of HTTP.
 
 mod agent;
+mod base_images;
 mod clock;
 mod config;
 mod console;
@@ -13,6 +14,7 @@ mod events;
 mod exec;
 mod failpoint;
 mod files;
+mod firecracker;
 mod gc;
 mod guest;
 mod hooks;
@@ -34,6 +36,7 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub use base_images::EnsureBaseImage;
 pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
@@ -41,14 +44,19 @@ pub use error::{Error, ErrorCode};
 pub use events::{Event, EventKind};
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
 pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
+pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
 pub use gc::{Leftover, LeftoverKind};
 pub use guest::{
-    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, TreeDownload, TreeUpload,
+    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream, TreeDownload,
+    TreeUpload,
 };
 pub use hooks::{Hook, HookCall, HookError, HookPoint, OnFailure};
 pub use host::{Host, HostInfo};
-pub use images::{ImportImage, PruneImages};
+pub use images::{ImportImage, PruneImages, PullImage};
 pub use kiln_image::Volume;
+pub use kiln_image::bundle::{
+    BaseFile, BaseImage, Ensured as EnsuredBaseImage, Preset as BasePreset,
+};
 pub use kiln_image::kernel::KernelBundle;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
@@ -56,12 +64,16 @@ pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
+pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use metrics::HostMetrics;
-pub use network::{NetworkInfo, NetworkMode, NetworkSpec, Proof, ProofOutcome};
+pub use network::{
+    NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
+    ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,
+};
 pub use sandbox::{
-    Filter, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo, SandboxSpec,
-    SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
+    Filter, InitSystem, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo,
+    SandboxSpec, SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
 };
 pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiln_image::bundle::{BaseImage, DebianParts, Ensured};
 use kiln_image::credentials::Keyring;
 use kiln_image::debian::DebPackage;
 use kiln_image::default_image::{self, DefaultImageError};
@@ -17,9 +18,10 @@ use kiln_image::{
 use kiln_vmm::{Boot, EngineKind};
 
 use crate::agent::AGENT;
+use crate::base_images::{BaseImages, EnsureBaseImage, debian_parts};
 use crate::config::Directories;
 use crate::error::{Error, ErrorCode};
-use crate::image_choice::{ImageChoice, ImageSettings};
+use crate::image_choice::{ImageChoice, ImageSettings, Quota, platform};
 use crate::sandbox::{SandboxSpec, is_sandbox_id};
 use crate::store::SandboxRow;
 
@@ -40,6 +42,9 @@ struct Stores {
     /// The library's.
     images: ImageStore,
     runtimes: Runtimes,
+    base_images: BaseImages,
+    quota: Quota,
+    limits: Limits,
     scratch: ScratchDisks,
     /// Held while the default image is made: the others wait for it.
     making_default: Mutex<()>,
@@ -91,11 +96,14 @@ impl Materials {
         let images = library.store().clone();
         let stores = Stores {
             kernels: KernelStore::open(&directories.kernels())?,
-            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"))?,
+            initramfs: InitramfsCache::open(&directories.cache().join("initramfs"), AGENT)?,
             scratch: ScratchDisks::new(images.templates()),
             images,
             library,
             runtimes: settings.runtimes(),
+            quota: settings.quota(),
+            limits: settings.library().limits,
+            base_images: BaseImages::new(directories.base_images(), settings.base_images()),
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
         };
@@ -131,6 +139,43 @@ impl Materials {
         blocking(move || Ok(stores.kernels.list()?)).await
     }
 
+    /// Does something with the base images where blocking is allowed.
+    pub(crate) async fn with_base_images<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&BaseImages) -> Result<T, Error> + Send + 'static,
+    {
+        let stores = Arc::clone(&self.stores);
+        blocking(move || work(&stores.base_images)).await
+    }
+
+    /// Has a base image here. Goes on when the caller leaves.
+    pub(crate) async fn ensure_base_image(
+        &self,
+        request: EnsureBaseImage,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Ensured, Error> {
+        let stores = Arc::clone(&self.stores);
+        blocking(move || {
+            let debian = || stores.debian_parts(progress.as_ref());
+            stores
+                .base_images
+                .ensure(&request, debian, progress.as_ref())
+        })
+        .await
+    }
+
+    /// What the owner wants kept.
+    pub(crate) fn quota(&self) -> Quota {
+        self.stores.quota
+    }
+
+    /// Kiln's own image, once it was made.
+    pub(crate) fn made_default_image(&self) -> Option<ImageId> {
+        let image = self.stores.images.recall(DEFAULT_IMAGE_MEMO);
+        image.map(|image| image.id)
+    }
+
     /// The runtimes of this host.
     pub(crate) fn runtimes(&self) -> &Runtimes {
         &self.stores.runtimes
@@ -163,7 +208,8 @@ impl Materials {
         if let ImageChoice::Path(path) = ImageChoice::of(spec, &self.stores.runtimes)? {
             exists(&path, ErrorCode::ImageFailed, "the image")?;
         }
-        let named = spec.runtime.as_ref().or(spec.image.as_ref());
+        let named = spec.runtime.as_ref().or(spec.bundle.as_ref());
+        let named = named.or(spec.image.as_ref());
         Ok(named.map_or(DEFAULT_IMAGE, String::as_str).to_owned())
     }
 
@@ -176,9 +222,10 @@ impl Materials {
 
 impl Stores {
     fn gather(&self, row: &SandboxRow, progress: &dyn Progress) -> Result<Material, Error> {
-        let kernel = self.kernels.ensure(&kernel_source(&row.spec), progress)?;
-        let initramfs = self.initramfs.ensure(AGENT, &kernel)?;
-        let (image, image_config) = self.image(row, progress)?;
+        let base = self.base_image(&row.spec, progress)?;
+        let kernel = self.kernel(&row.spec, base.as_ref(), progress)?;
+        let initramfs = self.initramfs.ensure(&kernel)?;
+        let (image, image_config) = self.image(row, base.as_ref(), progress)?;
         Ok(Material {
             kernel: kernel.vmlinux,
             initramfs,
@@ -189,11 +236,52 @@ impl Stores {
         })
     }
 
+    /// The base image of a spec that names one.
+    fn base_image(
+        &self,
+        spec: &SandboxSpec,
+        progress: &dyn Progress,
+    ) -> Result<Option<BaseImage>, Error> {
+        let Some(name) = &spec.bundle else {
+            return Ok(None);
+        };
+        let debian = || self.debian_parts(progress);
+        self.base_images.find(name, debian, progress).map(Some)
+    }
+
+    /// What the preset `debian` is made of.
+    fn debian_parts(&self, progress: &dyn Progress) -> Result<DebianParts, Error> {
+        let kernel = self.kernels.ensure(&KernelSource::Debian, progress)?;
+        debian_parts(&kernel, &self.default_image(progress)?)
+    }
+
+    fn kernel(
+        &self,
+        spec: &SandboxSpec,
+        base: Option<&BaseImage>,
+        progress: &dyn Progress,
+    ) -> Result<KernelBundle, Error> {
+        let Some(base) = base else {
+            return Ok(self.kernels.ensure(&kernel_source(spec), progress)?);
+        };
+        // The modules of a kernel that needs some are with the bundle that it came from.
+        let whole = base.kernel_bundle.as_ref().map(|id| self.kernels.get(id));
+        if let Some(kernel) = whole.flatten() {
+            return Ok(kernel);
+        }
+        let source = KernelSource::Local {
+            kernel: base.kernel.path.clone(),
+            modules: None,
+        };
+        Ok(self.kernels.ensure(&source, progress)?)
+    }
+
     /// The image that the sandbox began with: its scratch disk holds changes to that very one. At
     /// its first start, what its spec means now.
     fn image(
         &self,
         row: &SandboxRow,
+        base: Option<&BaseImage>,
         progress: &dyn Progress,
     ) -> Result<(Image, Option<ImageConfig>), Error> {
         let began_with = row.image_id.as_ref().and_then(|id| id.parse().ok());
@@ -202,7 +290,11 @@ impl Stores {
         {
             return Ok((image, row.image_config.clone()));
         }
-        let (image, config) = match ImageChoice::of(&row.spec, &self.runtimes)? {
+        let choice = match base {
+            Some(base) => ImageChoice::Path(base.rootfs.path.clone()),
+            None => ImageChoice::of(&row.spec, &self.runtimes)?,
+        };
+        let (image, config) = match choice {
             ImageChoice::Default => (self.default_image(progress)?, None),
             ImageChoice::Path(path) => (self.import(&path, progress)?, None),
             ImageChoice::Reference(name) => self.pull(row, name, progress)?,
@@ -222,6 +314,7 @@ impl Stores {
     ) -> Result<(Image, Option<ImageConfig>), Error> {
         let request = PullRequest {
             policy: row.spec.pull,
+            platform: platform(row.spec.platform.as_deref())?,
             keyring: Keyring::of_user(),
             pin: Some(row.id.clone()),
             ..PullRequest::new(name)
@@ -232,7 +325,7 @@ impl Stores {
 
     fn import(&self, path: &Path, progress: &dyn Progress) -> Result<Image, Error> {
         let source = ImageSource::detect(path)?;
-        Ok(self.images.import(source, &Limits::default(), progress)?)
+        Ok(self.images.import(source, &self.limits, progress)?)
     }
 
     /// The image that needs no registry, made of Debian packages on first use.

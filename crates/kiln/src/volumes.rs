@@ -120,7 +120,12 @@ impl Volumes {
         let (store, mounts) = (self.store.clone(), spec.volumes.clone());
         blocking(move || {
             let disk = |(place, mount): (usize, &crate::VolumeMount)| {
-                let volume = existing(&store, &named(&mount.volume)?)?;
+                let name = named(&mount.volume)?;
+                let volume = if mount.read_only {
+                    store.open_to_readers(&name)?
+                } else {
+                    existing(&store, &name)?
+                };
                 Ok(Disk {
                     id: format!("volume{place}"),
                     path: volume.path,
@@ -349,6 +354,36 @@ mod tests {
         let both = [wanted("one", false), wanted("two", false)].concat();
         volumes.take("b", both).expect_err("two is held");
         drop(volumes.take("c", wanted("one", false)).expect("free"));
+    }
+
+    /// A jailed VMM is another user: what it may not read would be copied for it, holes and all.
+    #[tokio::test]
+    async fn what_is_only_read_can_be_linked_into_a_jail_and_reached_by_nobody_else() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_dir, volumes) = volumes();
+        let name = "data".parse().expect("name");
+        volumes.store.create(&name, 64 << 20).expect("create");
+        let disk = async |read_only| {
+            let mount = VolumeMount {
+                volume: "data".into(),
+                path: "/data".into(),
+                read_only,
+            };
+            let spec = SandboxSpec {
+                volumes: vec![mount],
+                ..SandboxSpec::default()
+            };
+            volumes.disks(&spec).await.expect("disks").remove(0)
+        };
+        let mode = |path: &std::path::Path| {
+            std::fs::metadata(path).expect("there").permissions().mode() & 0o777
+        };
+        let written = disk(false).await;
+        assert_eq!(mode(&written.path), 0o600);
+        let read = disk(true).await;
+        assert!(read.read_only);
+        assert_eq!(mode(&read.path), 0o644);
+        assert_eq!(mode(read.path.parent().expect("directory")), 0o700);
     }
 
     #[test]

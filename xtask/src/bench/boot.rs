@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::bare::{BareError, Recipe};
 use super::proc::{rss_mib, status_mib};
+use super::raw_fork::{self, RawForkError};
 use super::report::Report;
 use super::stats::Samples;
 use super::timings::Timings;
@@ -67,12 +68,14 @@ pub(crate) enum BenchError {
     Transfer(#[from] TransferError),
     #[error("the bare side failed")]
     Bare(#[from] BareError),
+    #[error("there is no raw fork to compare with")]
+    RawFork(#[from] RawForkError),
     #[error(transparent)]
     Image(#[from] super::image::ImageBenchError),
 }
 
-/// Forks timed together in the guest, so that one exec's noise is spread over many.
-const RAW_FORKS: u32 = 100;
+/// Raw forks for each exec: both sides see the same load of the machine.
+const RAW_FORKS: u32 = 3;
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     setup::ensure(Purpose::Bench)?;
@@ -179,22 +182,30 @@ fn weights(kiln: &Kiln, report: &mut Report) -> Result<(), BenchError> {
 
 /// `kiln exec -- true` over a raw fork in the same guest.
 fn execs(kiln: &Kiln, count: u32, report: &mut Report) -> Result<(), BenchError> {
+    const TRUE: &str = "/bin/true";
     let sandbox = Sandbox::start(kiln)?;
-    let forks = format!("i=0; while [ $i -lt {RAW_FORKS} ]; do /bin/true; i=$((i+1)); done");
-    let (mut execs, mut loops) = (Samples::default(), Samples::default());
+    raw_fork::install(|words| {
+        let mut command = kiln.command(["exec", "--interactive", &sandbox.name, "--"]);
+        command.args(words);
+        command
+    })?;
+    let in_guest = raw_fork::command(RAW_FORKS, TRUE);
+    let in_guest: Vec<&str> = in_guest.iter().map(String::as_str).collect();
+    let (mut execs, mut forks) = (Samples::default(), Samples::default());
     for _ in 0..count {
-        execs.push(ms(sandbox.exec(&["/bin/true"])?));
-        loops.push(ms(sandbox.exec(&["sh", "-c", &forks])?));
+        std::thread::sleep(raw_fork::PAUSE);
+        execs.push(ms(sandbox.exec(&[TRUE])?));
+        raw_fork::read(&sandbox.told(&in_guest)?, &mut forks)?;
     }
-    let (Some(exec), Some(looped)) = (execs.median(), loops.median()) else {
+    let (Some(exec), Some(fork)) = (execs.median(), forks.median()) else {
         report.missing("exec_ms", "no sample was taken");
         return Ok(());
     };
-    let raw_fork = (looped - exec).max(0.0) / f64::from(RAW_FORKS);
+    report.median("raw_fork_ms", "a raw fork of true in the guest", &forks);
     report.single(
         "exec_ms",
         "kiln exec -- true over a raw fork there",
-        exec - raw_fork,
+        exec - fork,
     );
     Ok(())
 }

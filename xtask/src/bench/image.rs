@@ -1,10 +1,11 @@
-//! `cargo xtask bench image`: how long a tar takes to become a published block image, and a
-//! machine its own disk, against the pipelines that Kiln replaces.
+//! `cargo xtask bench image`: how long a tar, or an image of a registry, takes to become a published
+//! block image, and a machine its own disk, against the pipelines that Kiln replaces.
 //!
 //! Ours is a small release program of `kiln-image` (its example `measure`), timed from outside as
 //! the baselines are: from the start of the first process until everything is on the disk.
 
 mod baselines;
+mod registry;
 mod tree;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use super::stats::Samples;
 use crate::setup::{self, Purpose, SetupError};
 use crate::step::{self, StepError};
 use crate::workspace;
+use registry::Registry;
 use tree::SampleTree;
 
 #[derive(Debug, Args)]
@@ -46,6 +48,8 @@ pub(crate) enum ImageBenchError {
     },
     #[error("cannot work in the target directory")]
     Directory(#[source] std::io::Error),
+    #[error("the registry does not start")]
+    Registry(#[source] std::io::Error),
     #[error("cargo does not name the program it built")]
     NoProgram,
     #[error("the measuring program answered `{answer}`")]
@@ -77,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, ImageBenchError> {
     let mut report = Report::default();
     bench.images(&mut report)?;
     bench.disks(&mut report)?;
-    report.missing("pull_ratio", "pulling from registries is not measured yet");
+    bench.pulls(&mut report)?;
     report.show(options.json);
     Ok(ExitCode::SUCCESS)
 }
@@ -105,7 +109,7 @@ struct Bench<'a> {
     runs: u32,
 }
 
-/// What `measure import` prints.
+/// What `measure import` and `measure pull` print.
 #[derive(Deserialize)]
 struct Imported {
     image: PathBuf,
@@ -179,6 +183,61 @@ impl Bench<'_> {
         report.median("copy_ms", "a full copy of the image", &copies);
         report.ratio("disk_speedup", "full copy over own disk", &copies, &disks);
         Ok(())
+    }
+
+    /// An image of five layers from a registry on loopback, against `skopeo copy` to a directory
+    /// followed by the conversion alone.
+    fn pulls(&self, report: &mut Report) -> Result<(), ImageBenchError> {
+        let programs = ["docker-registry", "skopeo"];
+        let dirs = step::program_dirs();
+        if let Some(missing) = programs
+            .iter()
+            .find(|program| step::find_program(program, &dirs).is_none())
+        {
+            report.missing("pull_ratio", format!("there is no {missing}"));
+            return Ok(());
+        }
+        let registry = Registry::start(self.work)?;
+        registry.fill(&self.sample.layers, self.work)?;
+        let (mut ours, mut memory) = (Samples::default(), Samples::default());
+        let mut baseline = Samples::default();
+        for _ in 0..self.runs {
+            let (took, pulled) = self.pull(&registry)?;
+            ours.push(ms(took));
+            memory.push(pulled.peak_rss_mib);
+            baseline.push(ms(self.copy_and_convert(&registry)?));
+        }
+        report.median("pull_ms", "pull to published image, Kiln", &ours);
+        report.median("skopeo_ms", "skopeo copy, conversion alone", &baseline);
+        report.ratio(
+            "pull_ratio",
+            "Kiln over skopeo and conversion",
+            &ours,
+            &baseline,
+        );
+        report.median("pull_rss_mib", "peak memory of the pull", &memory);
+        Ok(())
+    }
+
+    fn pull(&self, registry: &Registry) -> Result<(Duration, Imported), ImageBenchError> {
+        let library = self.fresh("library")?;
+        let mut command = Command::new(&self.program);
+        command.arg("pull").arg(&library).arg(registry.image());
+        baselines::settle();
+        let (took, pulled) = self.answer::<Imported>(&mut command)?;
+        step::capture(Command::new("e2fsck").arg("-fn").arg(&pulled.image))?;
+        Ok((took, pulled))
+    }
+
+    fn copy_and_convert(&self, registry: &Registry) -> Result<Duration, ImageBenchError> {
+        let (copied, store) = (self.fresh("copied")?, self.fresh("store")?);
+        baselines::settle();
+        let started = Instant::now();
+        let layers = registry.copy_to(&copied)?;
+        let mut command = Command::new(&self.program);
+        command.arg("import").arg(&store).args(layers);
+        self.answer::<Imported>(&mut command)?;
+        Ok(started.elapsed())
     }
 
     /// An empty directory that nothing was left in.

@@ -1,6 +1,9 @@
 //! What the lab has to be able to do, run by `cargo xtask test`.
 
+use std::path::PathBuf;
+
 use super::{LabError, Options, run_with};
+use crate::step;
 
 /// One command in a lab of its own and what it has to answer.
 #[derive(Debug)]
@@ -19,6 +22,10 @@ enum Need {
     Firecracker,
     /// A kernel and an image, as the demo leaves them.
     KilnData,
+    /// The tests of this file of `kiln-net`, in `/tests`.
+    NetTests(&'static str),
+    /// The unit tests of this crate, in `/tests`.
+    UnitTests(&'static str),
 }
 
 impl Need {
@@ -30,7 +37,7 @@ impl Need {
             Self::KilnData if super::kiln_data().is_empty() => {
                 Some("there is no kernel and image yet; cargo xtask demo makes them")
             }
-            Self::Firecracker | Self::KilnData => None,
+            Self::Firecracker | Self::KilnData | Self::NetTests(_) | Self::UnitTests(_) => None,
         }
     }
 }
@@ -81,7 +88,35 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         exit_code: 0,
         says: "all held\n",
     },
+    Scenario {
+        name: "networks leave by WireGuard to a real peer, or not at all",
+        command: &["sh", "-c", WIREGUARD],
+        needs: &[Need::NetTests("wireguard")],
+        exit_code: 0,
+        says: "test result: ok",
+    },
+    Scenario {
+        name: "a Linux guest in Firecracker: metadata, drives, balloon, snapshots, pages, jail",
+        command: &[
+            "sh",
+            "-ec",
+            "KILN_LAB=1 /tests/kiln --nocapture --exact \
+             guest::tests::lab::a_linux_guest_on_the_real_firecracker",
+        ],
+        needs: &[Need::Firecracker, Need::KilnData, Need::UnitTests("kiln")],
+        exit_code: 0,
+        says: "all of Firecracker held\n",
+    },
 ];
+
+/// A test that finds no WireGuard in its kernel says so: here there is one.
+const WIREGUARD: &str = r#"
+/tests/wireguard --nocapture --test-threads=1 > /tmp/told 2>&1
+code=$?
+cat /tmp/told
+if grep SKIPPED /tmp/told >&2; then exit 1; fi
+exit $code
+"#;
 
 /// A sandbox's life on the real engine, as a user would live it.
 const LIFE: &str = r#"
@@ -107,17 +142,49 @@ done
 echo all held
 "#;
 
+/// Builds a file of tests; where its program is.
+fn net_tests(file: &str) -> Result<PathBuf, LabError> {
+    built(file, &["-p", "kiln-net", "--test", file])
+}
+
+/// Builds the unit tests of a crate, optimised: in the lab the rest would take minutes.
+fn unit_tests(package: &str) -> Result<PathBuf, LabError> {
+    built(package, &["--release", "-p", package, "--lib"])
+}
+
+fn built(file: &str, of: &[&str]) -> Result<PathBuf, LabError> {
+    let build = ["test", "--locked", "--no-run", "--message-format=json"];
+    let told = step::capture(step::cargo(build).args(of))?;
+    let built = String::from_utf8_lossy(&told)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == file)
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+    built.ok_or_else(|| LabError::NoTests {
+        file: file.to_owned(),
+    })
+}
+
 impl Scenario {
     pub(crate) fn run(&self) -> Result<Verdict, LabError> {
         if let Some(why) = self.needs.iter().find_map(Need::missing) {
             return Ok(Verdict::Skipped(why));
+        }
+        let mut tests = Vec::new();
+        for need in self.needs {
+            let (name, program) = match need {
+                Need::NetTests(file) => (file, net_tests(file)?),
+                Need::UnitTests(package) => (package, unit_tests(package)?),
+                Need::Firecracker | Need::KilnData => continue,
+            };
+            tests.push(format!("{}:/tests/{name}", program.display()));
         }
         let options = Options {
             mem_mib: 1536,
             cpus: 1,
             disk_mib: 2048,
             timeout_s: 300,
-            add: Vec::new(),
+            add: tests,
             no_build: true,
             no_data: !self.needs.contains(&Need::KilnData),
             command: self.command.iter().map(|word| (*word).to_owned()).collect(),

@@ -47,6 +47,7 @@ use Purpose::{Bench, Demo, Lab, Test};
 
 const EVERYTHING: &[Purpose] = &[Demo, Test, Lab, Bench];
 const TEST_AND_LAB: &[Purpose] = &[Test, Lab];
+const TEST_AND_BENCH: &[Purpose] = &[Test, Bench];
 const ONLY_TEST: &[Purpose] = &[Test];
 
 /// `qemu-utils` must never join this table: where a newer one comes from backports, apt cannot
@@ -129,13 +130,13 @@ pub(super) const TOOLS: &[Tool] = &[
     program(
         "skopeo",
         "skopeo",
-        ONLY_TEST,
+        TEST_AND_BENCH,
         "moves test images between registries and archives",
     ),
     program(
         "docker-registry",
         "docker-registry",
-        ONLY_TEST,
+        TEST_AND_BENCH,
         "a real registry to pull from",
     ),
     program(

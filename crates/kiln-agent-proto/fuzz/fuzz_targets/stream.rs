@@ -4,7 +4,7 @@
 
 use kiln_agent_proto::frame::Decoder;
 use kiln_agent_proto::handshake::{AckScanner, HelloScanner, Step};
-use kiln_agent_proto::message::{Event, Reply, Request, SessionInput, SessionOutput};
+use kiln_agent_proto::message::{Event, PortData, Reply, Request, SessionInput, SessionOutput};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -71,4 +71,5 @@ fn messages(payload: &[u8]) {
     check::<SessionInput>(payload);
     check::<SessionOutput>(payload);
     check::<Event>(payload);
+    check::<PortData>(payload);
 }

@@ -1,5 +1,5 @@
 //! What the kernel's command line says to the agent: `kiln.root=`, `kiln.rootfs=`,
-//! `kiln.scratch=`, `kiln.volume=`, `kiln.poweroff=`, `kiln.net=`.
+//! `kiln.scratch=`, `kiln.volume=`, `kiln.poweroff=`, `kiln.net=`, `kiln.init=`.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -48,6 +48,8 @@ pub(crate) struct Cmdline {
     /// `None` for `kiln.root=none`: the guest stays in its initramfs.
     pub(crate) root: Option<RootSpec>,
     pub(crate) switch_off: SwitchOff,
+    /// The image's own init becomes process 1, with the agent beside it: `kiln.init=image`.
+    pub(crate) image_init: bool,
     /// `None`: there is no network card, or the guest sets it up by itself.
     pub(crate) network: Option<Network>,
 }
@@ -83,6 +85,7 @@ pub(crate) fn parse(line: &str) -> Result<Cmdline, CmdlineError> {
     Ok(Cmdline {
         root: root(line)?,
         switch_off: checked_switch_off(line)?,
+        image_init: image_init(line)?,
         network: network(line)?,
     })
 }
@@ -91,6 +94,15 @@ fn checked_switch_off(line: &str) -> Result<SwitchOff, CmdlineError> {
     const NAME: &str = "kiln.poweroff";
     match value(line, NAME) {
         None | Some("poweroff" | "reboot") => Ok(switch_off(line)),
+        Some(other) => unknown(NAME, other),
+    }
+}
+
+fn image_init(line: &str) -> Result<bool, CmdlineError> {
+    const NAME: &str = "kiln.init";
+    match value(line, NAME) {
+        None | Some("agent") => Ok(false),
+        Some("image") => Ok(true),
         Some(other) => unknown(NAME, other),
     }
 }
@@ -204,6 +216,9 @@ mod tests {
         let line = parse(&line).unwrap();
         assert_eq!(line.switch_off, SwitchOff::Reboot);
         assert_eq!(line.root.unwrap().scratch, Scratch::Tmpfs);
+        let own = parse(&format!("{LINE} kiln.init=image")).unwrap();
+        assert!(own.image_init && !parse(LINE).unwrap().image_init);
+        parse(&format!("{LINE} kiln.init=upstart")).unwrap_err();
         assert_eq!(parse("kiln.root=none").unwrap().root, None);
     }
 

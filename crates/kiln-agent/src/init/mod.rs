@@ -4,6 +4,7 @@
 //! Knows nothing of hosts and sessions.
 
 pub(crate) mod cmdline;
+pub(crate) mod handover;
 mod modules;
 pub(crate) mod net;
 mod root;
@@ -34,6 +35,8 @@ pub(crate) enum InitError {
         target: PathBuf,
         source: io::Error,
     },
+    /// The image is to bring its own init, and has none.
+    NoInit(&'static [&'static str]),
     /// Another step failed.
     Step {
         step: &'static str,
@@ -57,6 +60,13 @@ impl fmt::Display for InitError {
                 device.display(),
                 target.display()
             ),
+            Self::NoInit(places) => {
+                write!(
+                    f,
+                    "the image has no init: there is no {}",
+                    places.join(", ")
+                )
+            }
             Self::Step { step, source } => write!(f, "cannot {step}: {source}"),
         }
     }

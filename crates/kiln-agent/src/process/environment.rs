@@ -62,7 +62,9 @@ mod tests {
     }
 
     fn root() -> User {
-        super::super::user::resolve(std::path::Path::new("/nonexistent"), "").unwrap()
+        super::super::Users::of(std::path::Path::new("/nonexistent"))
+            .resolve("")
+            .unwrap()
     }
 
     fn get<'a>(env: &'a Environment, name: &str) -> Option<&'a str> {

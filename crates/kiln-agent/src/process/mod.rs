@@ -17,6 +17,7 @@ use kiln_agent_proto::message::{ErrorCode, Exec, WindowSize};
 use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 
+pub(crate) use self::user::Users;
 use crate::cgroup::Cgroup;
 use crate::sys::child::{self, Launch, LaunchError};
 
@@ -56,12 +57,18 @@ pub(crate) enum SpawnedIo {
 
 /// Who that is, by the guest's own lists of users; root for an empty text.
 pub(crate) fn resolve_user(user: &str) -> Result<user::User, String> {
-    user::resolve(Path::new("/etc"), user).map_err(|error| error.to_string())
+    Users::of(Path::new("/etc"))
+        .resolve(user)
+        .map_err(|error| error.to_string())
 }
 
 /// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
-pub(crate) fn spawn(exec: &Exec, cgroup: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
-    let plan = plan(exec)?;
+pub(crate) fn spawn(
+    exec: &Exec,
+    users: &Users,
+    cgroup: Option<&Cgroup>,
+) -> Result<Spawned, SpawnError> {
+    let plan = plan(exec, users)?;
     let (stdio, io) = match exec.tty {
         Some(size) => terminal(size),
         None => pipes(exec.stdin),
@@ -86,20 +93,21 @@ struct Plan {
     user: user::User,
 }
 
-fn plan(exec: &Exec) -> Result<Plan, SpawnError> {
+fn plan(exec: &Exec, users: &Users) -> Result<Plan, SpawnError> {
     let Some(name) = exec.argv.first() else {
         return refuse(ErrorCode::BadRequest, "no program given");
     };
     if exec.argv.iter().any(|arg| arg.contains(&0)) || exec.cwd.contains(&0) {
         return refuse(ErrorCode::BadRequest, "an argument contains a NUL byte");
     }
-    let user = user::resolve(Path::new("/etc"), &exec.user)
+    let user = users
+        .resolve(&exec.user)
         .or_else(|error| refuse(ErrorCode::NoSuchUser, error.to_string()))?;
     let env = environment::build(&user, exec.tty.is_some(), &exec.env).or_else(|name| {
         let text = format!("{name:?} cannot be an environment variable");
         refuse(ErrorCode::BadRequest, text)
     })?;
-    let cwd = working_directory(&exec.cwd, &user)?;
+    let cwd = working_directory(&exec.cwd, exec.make_cwd, &user)?;
     let path = env.iter().find(|(name, _)| name == "PATH");
     let path = path.map_or(OsStr::new(""), |(_, value)| value);
     let program = program::find(OsStr::from_bytes(name), path, &cwd).or_else(|error| {
@@ -123,8 +131,9 @@ fn plan(exec: &Exec) -> Result<Plan, SpawnError> {
     })
 }
 
-/// A home that does not exist is no reason to refuse; a directory that was asked for is.
-fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnError> {
+/// A home that does not exist is no reason to refuse; a directory that was asked for is, unless it
+/// is to be made: then it is root's, as the image's other directories are.
+fn working_directory(wanted: &[u8], make: bool, user: &user::User) -> Result<PathBuf, SpawnError> {
     if wanted.is_empty() {
         let home = user.home.clone();
         return Ok(if home.is_dir() {
@@ -134,6 +143,10 @@ fn working_directory(wanted: &[u8], user: &user::User) -> Result<PathBuf, SpawnE
         });
     }
     let cwd = Path::new("/").join(OsStr::from_bytes(wanted));
+    if make {
+        // What stands in the way is told below.
+        let _ = std::fs::create_dir_all(&cwd);
+    }
     match std::fs::metadata(&cwd) {
         Ok(meta) if meta.is_dir() => Ok(cwd),
         Ok(_) => refuse(

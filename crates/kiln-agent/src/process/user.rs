@@ -3,11 +3,16 @@
 //! Parsed by hand: the agent is static, and the C library's lookups would load the guest's
 //! plug-ins into process 1.
 
+use std::cell::RefCell;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Larger files are cut off here.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// Larger texts are read each time: process 1 stays small.
+const KEPT: usize = 64 * 1024;
 
 /// An identity that a process takes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +42,75 @@ impl std::fmt::Display for UserError {
     }
 }
 
-/// Resolves `name`, `uid`, `name:group` or `uid:gid`; root for an empty text.
-pub(crate) fn resolve(etc: &Path, spec: &str) -> Result<User, UserError> {
-    let passwd = read(&etc.join("passwd"));
-    let group = read(&etc.join("group"));
-    resolve_in(&passwd, &group, spec)
+/// Who there is: what `passwd` and `group` of a directory say. Their text is kept until they change.
+#[derive(Debug)]
+pub(crate) struct Users {
+    passwd: Text,
+    group: Text,
+}
+
+impl Users {
+    pub(crate) fn of(etc: &Path) -> Self {
+        Self {
+            passwd: Text::of(etc.join("passwd")),
+            group: Text::of(etc.join("group")),
+        }
+    }
+
+    /// Resolves `name`, `uid`, `name:group` or `uid:gid`; root for an empty text.
+    pub(crate) fn resolve(&self, spec: &str) -> Result<User, UserError> {
+        resolve_in(&self.passwd.read(), &self.group.read(), spec)
+    }
+}
+
+/// A file's text, read again when the file is another one or was written to.
+#[derive(Debug)]
+struct Text {
+    path: PathBuf,
+    known: RefCell<Option<(Stamp, Rc<str>)>>,
+}
+
+/// Device, inode, size and change time, which no program can set.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Text {
+    fn of(path: PathBuf) -> Self {
+        Self {
+            path,
+            known: RefCell::default(),
+        }
+    }
+
+    /// A file that cannot be read is as good as none: numbers still work.
+    fn read(&self) -> Rc<str> {
+        let Ok(metadata) = std::fs::metadata(&self.path) else {
+            return Rc::from("");
+        };
+        // Before the text is: a write in between is seen the next time.
+        let stamp = (
+            metadata.dev(),
+            metadata.ino(),
+            metadata.size(),
+            metadata.ctime(),
+            metadata.ctime_nsec(),
+        );
+        if let Some((known, text)) = &*self.known.borrow()
+            && *known == stamp
+        {
+            return Rc::clone(text);
+        }
+        let text: Rc<str> = read(&self.path).into();
+        if text.len() <= KEPT {
+            self.known.replace(Some((stamp, Rc::clone(&text))));
+        }
+        text
+    }
 }
 
 fn read(path: &Path) -> String {
-    let mut bytes = Vec::new();
+    // Room for most files at once, instead of many small reads.
+    let mut bytes = Vec::with_capacity(4096);
     if let Ok(file) = std::fs::File::open(path) {
-        // A file that cannot be read is as good as none: numbers still work.
         let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
@@ -162,6 +225,23 @@ mod tests {
 
     fn user(spec: &str) -> Result<User, UserError> {
         resolve_in(PASSWD, GROUP, spec)
+    }
+
+    #[test]
+    fn what_changes_is_read_again() {
+        let etc = tempfile::tempdir().unwrap();
+        let passwd = etc.path().join("passwd");
+        let users = Users::of(etc.path());
+        assert!(users.resolve("app").is_err());
+        std::fs::write(&passwd, PASSWD).unwrap();
+        assert_eq!(users.resolve("app").unwrap().uid, 1000);
+        assert_eq!(users.resolve("app").unwrap().uid, 1000);
+        let new = etc.path().join("passwd+");
+        std::fs::write(&new, PASSWD.replace("1000:1001", "1005:1001")).unwrap();
+        std::fs::rename(&new, &passwd).unwrap();
+        assert_eq!(users.resolve("app").unwrap().uid, 1005);
+        std::fs::remove_file(&passwd).unwrap();
+        assert!(users.resolve("app").is_err());
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) pid: Pid,
     pub(crate) kill_on_detach: bool,
+    /// By what it is asked to end, being the guest's main process.
+    stop_signal: Option<i32>,
     tty: bool,
     /// Closed at the end, so that it is not kept with the session.
     terminal: RefCell<Option<Rc<Fd>>>,
@@ -205,6 +207,17 @@ impl Session {
         for pid in crate::procfs::session_members(self.pid) {
             let _ = rustix::process::kill_process(pid, signal);
         }
+    }
+
+    /// Asks a main process, and nobody else, to end; says whether there is one.
+    fn ask_to_end(&self) -> bool {
+        let Some(number) = self.stop_signal.filter(|_| !self.leader_has_exited()) else {
+            return false;
+        };
+        let sent = crate::sys::signal::send(self.pid, number).is_ok();
+        // A stopped process hears of it only when it goes on.
+        let _ = rustix::process::kill_process(self.pid, Signal::CONT);
+        sent
     }
 
     /// Sends a signal to its process group.

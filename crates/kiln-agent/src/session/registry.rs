@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,9 +13,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Session, State, input, output, ring};
+use crate::Role;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::fd::Fd;
-use crate::process::{self, SpawnError, Spawned, SpawnedIo};
+use crate::init::handover;
+use crate::process::{self, SpawnError, Spawned, SpawnedIo, Users};
+use crate::sys::signal;
 
 /// Sessions that run at once.
 const MAX_RUNNING: usize = 256;
@@ -34,24 +38,31 @@ pub(crate) struct Sessions {
     all: RefCell<BTreeMap<u64, Rc<Session>>>,
     next: Cell<u64>,
     cgroups: Option<Cgroups>,
+    /// The next session's, made ahead.
+    spare: RefCell<Option<Cgroup>>,
+    users: Users,
     /// Groups to be removed when nothing runs in them any more.
     occupied: RefCell<Vec<Rc<Cgroup>>>,
     /// Somebody is about to do that.
     sweeping: Cell<bool>,
     linger: Duration,
+    role: Role,
     closed: Cell<bool>,
     changed: Rc<Notify>,
 }
 
 impl Sessions {
-    pub(crate) fn new(cgroups: Option<Cgroups>, linger: Duration) -> Self {
+    pub(crate) fn new(cgroups: Option<Cgroups>, linger: Duration, role: Role) -> Self {
         Self {
             all: RefCell::default(),
             next: Cell::new(1),
             cgroups,
+            spare: RefCell::default(),
+            users: Users::of(Path::new("/etc")),
             occupied: RefCell::default(),
             sweeping: Cell::new(false),
             linger,
+            role,
             closed: Cell::new(false),
             changed: Rc::default(),
         }
@@ -63,11 +74,8 @@ impl Sessions {
         self.admit()?;
         let id = self.next.get();
         self.next.set(id + 1);
-        let cgroup = self
-            .cgroups
-            .as_ref()
-            .and_then(|groups| groups.create(id).ok());
-        let spawned = match process::spawn(&exec, cgroup.as_ref()) {
+        let cgroup = self.spare.take().or_else(|| self.make_group(id));
+        let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 if let Some(group) = cgroup {
@@ -77,6 +85,9 @@ impl Sessions {
             }
         };
         let pid = spawned.pid;
+        if self.role == Role::BesideInit {
+            handover::unprotect(pid);
+        }
         self.adopt(id, exec, spawned, cgroup).map_err(|error| {
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             SpawnError {
@@ -115,6 +126,7 @@ impl Sessions {
             argv: exec.argv,
             pid: spawned.pid,
             kill_on_detach: exec.kill_on_detach,
+            stop_signal: stop_signal(exec.stop_signal),
             tty: exec.tty.is_some(),
             terminal: RefCell::new(io.terminal()),
             cgroup: cgroup.map(Rc::new),
@@ -175,7 +187,8 @@ impl Sessions {
         self.changed.notify_waiters();
     }
 
-    /// Removes empty groups a little later: the client waits for the end of its command first.
+    /// Removes empty groups a little later, and makes the next one: the client waits for the end of
+    /// its command first.
     fn sweep_soon(self: &Rc<Self>) {
         if self.occupied.borrow().is_empty() || self.sweeping.replace(true) {
             return;
@@ -188,12 +201,35 @@ impl Sessions {
                 .occupied
                 .borrow_mut()
                 .retain(|group| !group.remove());
+            if sessions.spare.borrow().is_none() {
+                let next = sessions.make_group(sessions.next.get());
+                sessions.spare.replace(next);
+            }
         });
+    }
+
+    fn make_group(&self, session: u64) -> Option<Cgroup> {
+        self.cgroups.as_ref()?.create(session).ok()
     }
 
     /// No further sessions.
     pub(crate) fn close(&self) {
         self.closed.set(true);
+    }
+
+    /// Sends main processes the signal that they want; says whether there are any.
+    pub(crate) fn ask_main_to_end(&self) -> bool {
+        let all = self.all.borrow();
+        let asked = all.values().filter(|s| s.ask_to_end()).count();
+        asked > 0
+    }
+
+    /// Waits until no main process runs.
+    pub(crate) async fn main_exited(&self) {
+        let runs = |s: &Rc<Session>| s.stop_signal.is_some() && !s.leader_has_exited();
+        while self.all.borrow().values().any(runs) {
+            self.changed.notified().await;
+        }
     }
 
     pub(crate) fn kill_all(&self) {
@@ -242,6 +278,12 @@ impl Sessions {
             }
         }
     }
+}
+
+/// A number that is a signal; none for commands that are not the main process.
+fn stop_signal(number: u32) -> Option<i32> {
+    let number = i32::try_from(number).ok()?;
+    (1..=signal::LAST).contains(&number).then_some(number)
 }
 
 fn entry(session: &Session) -> SessionEntry {

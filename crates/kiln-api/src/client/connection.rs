@@ -71,18 +71,40 @@ pub(super) async fn upgrade(
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key);
     let response = exchange(endpoint, builder, Full::<Bytes>::default()).await?;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let status = accepted(response).await?.status();
-        return Err(ClientError::answer(format!(
-            "status {status} instead of a stream"
-        )));
-    }
+    let response = switched(response).await?;
     let accepts = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accepts.map(HeaderValue::as_bytes) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(ClientError::answer(
             "a stream that is not the one asked for",
         ));
     }
+    take(response).await
+}
+
+/// Turns a connection into one that speaks `protocol`.
+pub(super) async fn upgrade_to(
+    endpoint: &Endpoint,
+    version: Option<&str>,
+    path: &str,
+    protocol: &str,
+) -> Result<Upgraded, ClientError> {
+    let builder = request(endpoint, version, Method::GET, path)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, protocol);
+    take(switched(exchange(endpoint, builder, Full::<Bytes>::default()).await?).await?).await
+}
+
+async fn switched(response: Answer) -> Result<Answer, ClientError> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    let status = accepted(response).await?.status();
+    Err(ClientError::answer(format!(
+        "status {status} instead of a stream"
+    )))
+}
+
+async fn take(response: Answer) -> Result<Upgraded, ClientError> {
     hyper::upgrade::on(response)
         .await
         .map(TokioIo::new)

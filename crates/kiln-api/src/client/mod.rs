@@ -3,6 +3,7 @@
 //! Each request has a connection of its own: connecting costs microseconds, and a broken
 //! connection then never means more than the one request.
 
+mod base_images;
 mod connection;
 mod endpoint;
 mod error;
@@ -11,6 +12,7 @@ mod exec_stream;
 mod files;
 mod images;
 mod log_stream;
+mod networks;
 mod sandboxes;
 mod volumes;
 
@@ -25,9 +27,11 @@ pub use events::EventStream;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use crate::{
-    AttachRequest, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof, RunRequest,
-    Session, Version,
+    AttachRequest, ExecRequest, HostInfo, Network, NetworkPolicy, NetworkProof, PORT_PROTOCOL,
+    RunRequest, Session, Version,
 };
 
 /// Talks to the daemon behind one socket. Cheap to clone.
@@ -127,6 +131,20 @@ impl Client {
     pub async fn verify_network(&self, key: &str) -> Result<Vec<NetworkProof>, ClientError> {
         self.json(Method::POST, &sandbox_path(key, "/network/verify"), None)
             .await
+    }
+
+    /// Connects to a TCP port of a running guest's own loopback address, through its agent.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn connect_port(
+        &self,
+        key: &str,
+        port: u16,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
+        let path = sandbox_path(key, &format!("/ports/{port}"));
+        let version = self.version.as_deref();
+        connection::upgrade_to(&self.endpoint, version, &path, PORT_PROTOCOL).await
     }
 
     /// Commands that run in a sandbox, or ended there.

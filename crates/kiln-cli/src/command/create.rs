@@ -41,7 +41,7 @@ pub(crate) struct CreateArgs {
 impl CreateArgs {
     /// As for `run`.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.sandbox.names_runtime() || first_is_command(&self.image, &self.words, typed) {
+        if self.sandbox.names_image() || first_is_command(&self.image, &self.words, typed) {
             self.words.splice(..0, self.image.take());
         }
     }

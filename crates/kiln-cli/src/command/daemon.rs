@@ -7,7 +7,8 @@ use std::{
 
 use clap::Args;
 use kiln_daemon::{
-    Daemon as Server, DaemonConfig, DaemonLock, HostConfig, OpenError, RemoteConfig,
+    Daemon as Server, DaemonConfig, DaemonLock, FirecrackerRelease, HostConfig, OpenError,
+    RemoteConfig,
 };
 use rustix::{fs::Mode, process};
 use tokio::runtime::{Builder, Runtime};
@@ -64,6 +65,23 @@ pub(crate) struct DaemonArgs {
     /// File of tokens for --listen, one on a line; nobody else may read it
     #[arg(long, value_name = "FILE", requires = "listen")]
     tokens: Option<std::path::PathBuf>,
+    /// Fetch this release of Firecracker where KVM runs guests and no binary is found: known-good,
+    /// latest, never, or one such as v1.16.1 [default: known-good]
+    #[arg(
+        long,
+        value_name = "RELEASE",
+        env = "KILN_FIRECRACKER_VERSION",
+        hide_env_values = true
+    )]
+    firecracker_version: Option<FirecrackerRelease>,
+    /// Fetch releases from here [default: Firecracker's page of releases]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "KILN_FIRECRACKER_RELEASES",
+        hide_env_values = true
+    )]
+    firecracker_releases: Option<String>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -141,6 +159,8 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
     host.hooks_dir = Some(hooks_dir(place));
+    host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
+    host.firecracker_releases = args.firecracker_releases.clone();
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,

@@ -9,6 +9,7 @@ pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod info;
@@ -69,6 +70,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Run(args) => run::run(*args, daemon, output).await,
         Command::Create(args) => create::run(*args, daemon, output).await,
         Command::Exec(args) => exec::run(args, daemon, output).await,
+        Command::Forward(args) => forward::run(args, daemon, output).await,
         Command::Connect(args) => connect::run(args, daemon, output).await,
         Command::Attach(args) => attach::run(args, daemon, output).await,
         Command::Ps(args) => ps::run(&args, daemon, output).await,

@@ -37,16 +37,16 @@ pub(crate) struct RunArgs {
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, or with --runtime, after `--`
+    /// Command and its arguments; without an image, or with --runtime or --bundle, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
 
 impl RunArgs {
     /// Puts right what clap cannot tell apart: in `run -- true` the first word is no image, nor is
-    /// it with `--runtime`, which names one.
+    /// it with `--runtime` or `--bundle`, which name one.
     pub(crate) fn tell_image_from_command(&mut self, typed: &[OsString]) {
-        if self.sandbox.names_runtime() || first_is_command(&self.image, &self.words, typed) {
+        if self.sandbox.names_image() || first_is_command(&self.image, &self.words, typed) {
             self.words.splice(..0, self.image.take());
         }
     }
@@ -177,9 +177,13 @@ mod tests {
             "kiln run --pull sometimes img",
             "kiln run --volume data img",
             "kiln run --entrypoint",
-            "kiln run --network bridge",
+            "kiln run --bundle lts --kernel /k",
+            "kiln run --bundle lts --runtime base",
+            "kiln run --init upstart",
+            "kiln run --ip 172.30.0 img",
             "kiln run --network-policy open",
-            "kiln run --verify-hosts",
+            "kiln run --rule permit",
+            "kiln run --default-action drop",
             "kiln run --timeout 0 img",
             "kiln run --timeout 5x img",
             "kiln run --restart sometimes img",
@@ -194,7 +198,8 @@ mod tests {
         let request = request(
             "kiln run --name n --cpus 2 -m 1G --disk 512M -e A=b -w /w -u u:g --hostname h --keep \
              --kernel /k --modules /m --engine qemu --network default --network-policy custom \
-             --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
+             --rule=deny\u{a0}any --rule=allow\u{a0}udp\u{a0}a.b\u{a0}53 --default-action allow \
+             --private-networks --allow-domain a.b,c.d --allow-cidr 1.1.1.0/24 --deny-cidr 1.1.1.1 -p 80:8080 \
              --publish 53:53/udp --bandwidth 5mbit/1mbit img -- c",
         );
         let sandbox = request.sandbox;
@@ -215,6 +220,12 @@ mod tests {
         assert_eq!(network.mode, Some(kiln_api::NetworkMode::Default));
         let policy = network.policy;
         assert_eq!(policy.mode, Some(kiln_api::PolicyMode::Custom));
+        assert!(policy.private_networks && policy.default_action.is_some());
+        let rules: Vec<_> = policy.rules.iter().map(|rule| rule.action).collect();
+        assert_eq!(
+            rules,
+            [kiln_api::RuleAction::Deny, kiln_api::RuleAction::Allow]
+        );
         assert_eq!(policy.allowed_domains, ["a.b", "c.d"]);
         assert_eq!(policy.allowed_cidrs, ["1.1.1.0/24"]);
         assert_eq!(policy.denied_cidrs, ["1.1.1.1"]);
@@ -257,6 +268,11 @@ mod tests {
         }
         let dashed = request("kiln run --runtime base -- ls -l").exec.argv;
         assert_eq!(dashed, words("ls -l"));
+        let bundle = request("kiln run --bundle lts --platform linux/amd64 --init systemd true");
+        assert_eq!(bundle.sandbox.bundle.as_deref(), Some("lts"));
+        assert_eq!(bundle.sandbox.platform.as_deref(), Some("linux/amd64"));
+        assert_eq!(bundle.sandbox.init, Some(kiln_api::InitSystem::Systemd));
+        assert_eq!(bundle.exec.argv, words("true"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());
     }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use kiln_api::CreateSandbox;
+use clap::{Args, ValueEnum};
+use kiln_api::{CreateSandbox, InitSystem};
 
 use super::{image::Pull, lifetime::LifetimeArgs, network::RunNetworkArgs, volume::Mount};
 use crate::{
@@ -56,14 +56,41 @@ pub(crate) struct SandboxArgs {
     /// Boot the image of this runtime: base, node22, node24, python3.13, or one of images.json
     #[arg(long, value_name = "NAME")]
     runtime: Option<String>,
+    /// Boot a base image, kernel and all: latest, lts, hosted, debian, or the id of one that is here
+    #[arg(long, value_name = "PRESET|ID", conflicts_with_all = ["runtime", "kernel"])]
+    bundle: Option<String>,
+    /// Which of the image's builds, such as linux/amd64
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
+    /// Process 1 of the guest: Kiln's agent, or the image's own init, be it systemd or another
+    #[arg(long, value_enum, value_name = "WHO")]
+    init: Option<Init>,
     #[command(flatten)]
     lifetime: LifetimeArgs,
 }
 
+/// Process 1 of a guest.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Init {
+    /// Kiln's agent.
+    Kiln,
+    /// The image's own.
+    Systemd,
+}
+
+impl From<Init> for InitSystem {
+    fn from(init: Init) -> Self {
+        match init {
+            Init::Kiln => Self::Kiln,
+            Init::Systemd => Self::Systemd,
+        }
+    }
+}
+
 impl SandboxArgs {
-    /// Whether a runtime is named, which takes the image's place.
-    pub(super) fn names_runtime(&self) -> bool {
-        self.runtime.is_some()
+    /// Whether a runtime or a base image is named, which takes the image's place.
+    pub(super) fn names_image(&self) -> bool {
+        self.runtime.is_some() || self.bundle.is_some()
     }
 
     /// What is asked of the daemon.
@@ -72,6 +99,9 @@ impl SandboxArgs {
             name: self.name,
             image: of_image.map(image).transpose()?,
             runtime: self.runtime,
+            bundle: self.bundle,
+            platform: self.platform,
+            init: self.init.map(Into::into),
             pull: self.pull.map(Into::into),
             engine: self.engine.map(Into::into),
             vcpus: self.cpus,

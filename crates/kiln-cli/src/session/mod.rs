@@ -69,7 +69,7 @@ pub(crate) async fn drive(
         stdin: None,
         window: INPUT_WINDOW,
         raw: None,
-        writers: Writers::start().map_err(Failure::io("write output"))?,
+        writers: Writers::new(),
         signals,
         asked_to_end: None,
         exited: None,
@@ -196,11 +196,16 @@ impl Session {
             ServerControl::Exited(status) => {
                 self.exited = Some(status);
                 self.stdin = None;
+                // Of a run the daemon removes the sandbox and tells how long it all took.
+                if self.purpose == Purpose::Exec {
+                    return Ok(Some(End::Exited(status)));
+                }
             }
             ServerControl::Timings(timings) => self.timings = Some(timings),
             ServerControl::Error(report) => return Err(Failure::reported(report)),
             // A session has nothing to do with images.
-            ServerControl::Images { .. } | ServerControl::Unknown => {}
+            ServerControl::Images { .. } | ServerControl::BaseImage(_) | ServerControl::Unknown => {
+            }
         }
         Ok(None)
     }

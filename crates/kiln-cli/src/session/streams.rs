@@ -84,23 +84,35 @@ pub(crate) struct Writers {
 }
 
 #[derive(Debug)]
-struct Writer {
-    pieces: Option<mpsc::Sender<Bytes>>,
-    result: Option<oneshot::Receiver<io::Result<()>>>,
+enum Writer {
+    /// Nothing was written yet: many commands write to one of them or to none.
+    Unused {
+        name: &'static str,
+        write: fn(&[u8]) -> io::Result<()>,
+    },
+    Running {
+        pieces: mpsc::Sender<Bytes>,
+        result: oneshot::Receiver<io::Result<()>>,
+    },
+    Finished,
 }
 
 impl Writers {
-    pub(crate) fn start() -> io::Result<Self> {
-        let stdout = Writer::start("stdout", |bytes| {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(bytes).and_then(|()| stdout.flush())
-        })?;
-        let stderr = Writer::start("stderr", |bytes| io::stderr().lock().write_all(bytes))?;
-        Ok(Self {
-            stdout,
-            stderr,
+    pub(crate) fn new() -> Self {
+        Self {
+            stdout: Writer::Unused {
+                name: "stdout",
+                write: |bytes| {
+                    let mut stdout = io::stdout().lock();
+                    stdout.write_all(bytes).and_then(|()| stdout.flush())
+                },
+            },
+            stderr: Writer::Unused {
+                name: "stderr",
+                write: |bytes| io::stderr().lock().write_all(bytes),
+            },
             waiting: None,
-        })
+        }
     }
 
     /// Whether a piece waits to be written; only then is there anything for [`Writers::write`].
@@ -142,10 +154,8 @@ impl Writers {
 }
 
 impl Writer {
-    fn start(
-        name: &str,
-        mut write: impl FnMut(&[u8]) -> io::Result<()> + Send + 'static,
-    ) -> io::Result<Self> {
+    /// Starts the thread that writes.
+    fn start(name: &str, write: fn(&[u8]) -> io::Result<()>) -> io::Result<Self> {
         let (pieces, mut receiver) = mpsc::channel::<Bytes>(PIECES);
         let (sender, result) = oneshot::channel();
         thread::Builder::new()
@@ -162,14 +172,17 @@ impl Writer {
                 drop(sender.send(outcome));
                 drop(receiver);
             })?;
-        Ok(Self {
-            pieces: Some(pieces),
-            result: Some(result),
-        })
+        Ok(Self::Running { pieces, result })
     }
 
     async fn write(&mut self, bytes: &Bytes) -> Written {
-        let Some(pieces) = &self.pieces else {
+        if let Self::Unused { name, write } = self {
+            match Self::start(name, *write) {
+                Ok(running) => *self = running,
+                Err(error) => return Written::Failed(error),
+            }
+        }
+        let Self::Running { pieces, .. } = self else {
             return Written::NoReader;
         };
         if let Ok(slot) = pieces.reserve().await {
@@ -184,10 +197,12 @@ impl Writer {
 
     /// How it ended, once all is written; told once.
     async fn finish(&mut self) -> io::Result<()> {
-        self.pieces = None;
-        match self.result.take() {
-            Some(result) => result.await.unwrap_or(Ok(())),
-            None => Ok(()),
+        match std::mem::replace(self, Self::Finished) {
+            Self::Running { pieces, result } => {
+                drop(pieces);
+                result.await.unwrap_or(Ok(()))
+            }
+            Self::Unused { .. } | Self::Finished => Ok(()),
         }
     }
 }

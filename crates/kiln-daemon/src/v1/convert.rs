@@ -14,7 +14,10 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiE
         name: request.name,
         image: request.image,
         runtime: request.runtime,
+        bundle: request.bundle,
         pull: request.pull.map_or(default.pull, pull_policy),
+        platform: request.platform,
+        init: request.init.map_or(default.init, init_system),
         engine: request.engine.map_or(default.engine, engine_preference),
         vcpus: request.vcpus.unwrap_or(default.vcpus),
         mem_mib: request.mem_mib.unwrap_or(default.mem_mib),
@@ -78,6 +81,13 @@ pub(super) fn wait_for(what: kiln_api::WaitFor) -> kiln::WaitFor {
     }
 }
 
+fn init_system(init: kiln_api::InitSystem) -> kiln::InitSystem {
+    match init {
+        kiln_api::InitSystem::Kiln => kiln::InitSystem::Kiln,
+        kiln_api::InitSystem::Systemd => kiln::InitSystem::Systemd,
+    }
+}
+
 pub(super) fn pull_policy(policy: kiln_api::PullPolicy) -> kiln::PullPolicy {
     match policy {
         kiln_api::PullPolicy::Always => kiln::PullPolicy::Always,
@@ -136,6 +146,7 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         }),
         stdin: request.stdin,
         kill_on_detach: request.kill_on_detach,
+        main: false,
         keep_timeout: request.keep_timeout,
         timeout_ms: request.timeout_ms,
     }
@@ -340,7 +351,7 @@ pub(super) fn leftover(leftover: kiln::Leftover) -> kiln_api::Leftover {
     }
 }
 
-fn unix_ms(time: SystemTime) -> u64 {
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

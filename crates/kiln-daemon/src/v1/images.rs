@@ -131,7 +131,12 @@ async fn pull_on(app: &App, stream: &mut Stream) -> Result<Vec<kiln::ImageInfo>,
     let request = stream.request::<PullImage>().await?;
     let policy = convert::pull_policy(request.policy.unwrap_or(PullPolicy::Always));
     let (progress, events) = stream::progress();
-    let pulled = app.host.pull_image(&request.image, policy, progress);
+    let pull = kiln::PullImage {
+        image: request.image,
+        policy,
+        platform: request.platform,
+    };
+    let pulled = app.host.pull_image(pull, progress);
     // Goes on by itself when its client leaves: the next one finds what was fetched.
     let image = stream.watch(pulled, events).await?;
     Ok(vec![image])

@@ -1,5 +1,6 @@
 //! What the paths mean, one file per resource.
 
+mod base_images;
 pub(crate) mod convert;
 mod events;
 mod exec;
@@ -8,7 +9,10 @@ mod host;
 mod images;
 mod logs;
 mod metrics;
+mod named_networks;
 mod networks;
+mod policy;
+mod ports;
 mod run;
 mod sandboxes;
 mod volumes;
@@ -64,6 +68,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
             get(networks::inspect).put(networks::update),
         )
         .route("/v1/sandboxes/{key}/network/verify", post(networks::verify))
+        .route("/v1/sandboxes/{key}/ports/{port}", get(ports::connect))
         .route("/v1/sandboxes/{key}/sessions", get(exec::sessions))
         .route("/v1/sandboxes/{key}/exec", get(exec::exec))
         .route(
@@ -73,8 +78,10 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .route("/v1/sandboxes/{key}/stats", get(sandboxes::stats))
         .route("/v1/sandboxes/{key}/sessions/{session}", delete(exec::kill))
         .merge(files::routes())
+        .merge(base_images::routes())
         .merge(images::routes())
         .merge(volumes::routes())
+        .merge(named_networks::routes())
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)

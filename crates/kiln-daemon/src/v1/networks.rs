@@ -1,13 +1,10 @@
 //! Networks of sandboxes.
 
 use axum::{Json, extract::State};
-use kiln::{BandwidthSpec, NetworkInfo, NetworkSpec, PolicySpec, Proof};
-use kiln_api::{
-    Bandwidth, Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, PolicyMode,
-    ProofOutcome,
-};
+use kiln::{NetworkInfo, NetworkSpec, Proof};
+use kiln_api::{Network, NetworkMode, NetworkPolicy, NetworkProof, NetworkRequest, ProofOutcome};
 
-use super::App;
+use super::{App, policy};
 use crate::http::{
     error::ApiError,
     extract::{Body, Named},
@@ -25,12 +22,7 @@ pub(super) async fn update(
     Named(key): Named<String>,
     Body(request): Body<NetworkPolicy>,
 ) -> Result<Json<Network>, ApiError> {
-    let before = app.host.network(&key).await?.policy;
-    let wanted = PolicySpec {
-        // What this version of the contract cannot say stays as it is.
-        private_networks: before.private_networks,
-        ..policy_spec(request)
-    };
+    let wanted = policy::spec(request);
     Ok(Json(network(app.host.update_network(&key, wanted).await?)))
 }
 
@@ -48,28 +40,11 @@ pub(super) fn spec(request: NetworkRequest) -> NetworkSpec {
             NetworkMode::Auto => kiln::NetworkMode::Auto,
             NetworkMode::None => kiln::NetworkMode::None,
             NetworkMode::Default => kiln::NetworkMode::Default,
+            NetworkMode::User => kiln::NetworkMode::User,
         },
-        policy: policy_spec(request.policy),
-    }
-}
-
-fn policy_spec(policy: NetworkPolicy) -> PolicySpec {
-    PolicySpec {
-        mode: policy.mode.map(|mode| match mode {
-            PolicyMode::AllowAll => kiln::PolicyMode::AllowAll,
-            PolicyMode::DenyAll => kiln::PolicyMode::DenyAll,
-            PolicyMode::Custom => kiln::PolicyMode::Custom,
-        }),
-        allowed_domains: policy.allowed_domains,
-        allowed_cidrs: policy.allowed_cidrs,
-        denied_cidrs: policy.denied_cidrs,
-        publish: policy.publish,
-        bandwidth: BandwidthSpec {
-            download: policy.bandwidth.download,
-            upload: policy.bandwidth.upload,
-        },
-        verify_hosts: policy.verify_hosts,
-        ..PolicySpec::default()
+        name: request.name,
+        address: request.address,
+        policy: policy::spec(request.policy),
     }
 }
 
@@ -80,33 +55,16 @@ fn network(info: NetworkInfo) -> Network {
             kiln::NetworkMode::Auto => NetworkMode::Auto,
             kiln::NetworkMode::None => NetworkMode::None,
             kiln::NetworkMode::Default => NetworkMode::Default,
+            kiln::NetworkMode::User => NetworkMode::User,
         },
-        policy: policy(info.policy),
+        name: info.name,
+        policy: policy::told(info.policy),
         connected: info.connected,
         interface: info.interface,
         address: text(info.address),
         guest_address: text(info.guest_address),
         gateway: text(info.gateway),
         mtu: info.mtu,
-    }
-}
-
-fn policy(spec: PolicySpec) -> NetworkPolicy {
-    NetworkPolicy {
-        mode: spec.mode.map(|mode| match mode {
-            kiln::PolicyMode::AllowAll => PolicyMode::AllowAll,
-            kiln::PolicyMode::DenyAll => PolicyMode::DenyAll,
-            kiln::PolicyMode::Custom => PolicyMode::Custom,
-        }),
-        allowed_domains: spec.allowed_domains,
-        allowed_cidrs: spec.allowed_cidrs,
-        denied_cidrs: spec.denied_cidrs,
-        publish: spec.publish,
-        bandwidth: Bandwidth {
-            download: spec.bandwidth.download,
-            upload: spec.bandwidth.upload,
-        },
-        verify_hosts: spec.verify_hosts,
     }
 }
 
@@ -121,27 +79,5 @@ fn proof(proof: Proof) -> NetworkProof {
             kiln::ProofOutcome::Broken => ProofOutcome::Broken,
             kiln::ProofOutcome::Unproven => ProofOutcome::Unproven,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_policy_goes_through_unchanged() {
-        let asked = NetworkPolicy {
-            mode: Some(PolicyMode::Custom),
-            allowed_domains: vec!["a.b".to_owned()],
-            allowed_cidrs: vec!["1.1.1.0/24".to_owned()],
-            denied_cidrs: vec!["1.1.1.1".to_owned()],
-            publish: vec!["8080:80".to_owned()],
-            bandwidth: Bandwidth {
-                download: Some("1mbit".to_owned()),
-                upload: Some("2mbit".to_owned()),
-            },
-            verify_hosts: true,
-        };
-        assert_eq!(policy(policy_spec(asked.clone())), asked);
     }
 }

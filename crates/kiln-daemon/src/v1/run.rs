@@ -114,6 +114,7 @@ impl Run {
         let mut spec = convert::exec_spec(request);
         // Removing the sandbox ends the command anyway, and one that is kept keeps its command.
         spec.kill_on_detach = false;
+        spec.main = true;
         let session = self.app.host.exec(&id, &spec).await;
         let session = session.map_err(|error| End::Failed(error.into()))?;
         let end = exec::serve(session, &mut self.stream).await;

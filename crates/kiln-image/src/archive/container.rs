@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::ArchiveError;
 use crate::decompress::{Compression, decompress};
+use crate::hashing::Hashing;
 use crate::inode::EntryName;
 use crate::limits::{Budget, Limits};
 use crate::oci::MAX_DOCUMENT;
@@ -64,7 +65,7 @@ impl Container {
         if !may_hold_images(&file, budget.limits()).map_err(failed)? {
             return Ok(None);
         }
-        let spooled = spool_file(file, temporary, budget, &|_| {});
+        let spooled = spool_file(file, temporary, Hashing::Blake3, budget, &|_| {});
         let spooled = spooled.map_err(|error| ArchiveError::spool(path, error))?;
         let container = Container::of_tar(path, spooled.file, budget)?;
         Ok(Some(container).filter(Container::holds_images))

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parity_a3_8_boot_args() {
+    fn a3_8_boot_args() {
         let plain = "console=ttyS0 reboot=k panic=1 pci=off";
         let (x86, arm) = (Architecture::X86_64, Architecture::Aarch64);
         assert_eq!(boot_args(x86, RootfsType::Ext4), plain);

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a3_2_the_highest_kernel_and_squashfs_win() {
+    fn a3_2_the_highest_kernel_and_squashfs_win() {
         let (kernel, rootfs) = chosen(&[
             "debug/vmlinux-7.1.1",
             "ubuntu-24.04.ext4",
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a3_2_real_answers_are_read() {
+    fn a3_2_real_answers_are_read() {
         let text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
             <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
             <Name>spec.ccfc.min</Name><Prefix>firecracker-ci/v1.10/x86_64/</Prefix>\

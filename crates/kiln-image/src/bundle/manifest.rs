@@ -132,6 +132,17 @@ struct RawArtifact {
     size_bytes: Option<Value>,
 }
 
+impl RootfsType {
+    /// As it is written in manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Squashfs => "squashfs",
+        }
+    }
+}
+
 impl Manifest {
     /// Reads a manifest for machines of this architecture.
     pub(super) fn parse(
@@ -227,7 +238,7 @@ fn last_name(place: &Place) -> String {
 }
 
 /// `[A-Za-z0-9._-]+`, and neither of the two names that lead elsewhere.
-pub(super) fn is_plain_name(text: &str) -> bool {
+pub(crate) fn is_plain_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     !matches!(text, "" | "." | "..") && text.len() <= 200 && text.bytes().all(plain)
 }
@@ -253,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a3_3_a_good_manifest_is_read_with_its_defaults() {
+    fn a3_3_a_good_manifest_is_read_with_its_defaults() {
         let manifest = parse(&good(), Origin::LocalFile).unwrap();
         assert_eq!(manifest.bundle_id, "base_1.0-x");
         assert_eq!(manifest.firecracker_version.to_string(), "v1.7.0");
@@ -270,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a3_3_every_broken_rule_is_named() {
+    fn a3_3_every_broken_rule_is_named() {
         use ManifestError as E;
         let url = || json!({ "url": "https://a.example/r", "sha256": "b".repeat(64) });
         let with = |key: &str, value: Value| {

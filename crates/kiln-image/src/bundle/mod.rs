@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::BundleError;
 pub use listing::ListingError;
+pub(crate) use manifest::is_plain_name;
 pub use manifest::{ManifestError, RootfsType};
 pub use record::{BaseFile, BaseImage};
 pub use store::{BundleStore, Ensured};
@@ -159,6 +160,30 @@ impl Default for Origins {
             bucket: firecracker_ci::BUCKET.to_owned(),
             latest_release: "https://github.com/firecracker-microvm/firecracker/releases/latest"
                 .to_owned(),
+        }
+    }
+}
+
+/// For the fuzz target: any answer of a bucket is judged.
+pub(crate) fn fuzz_listing(text: &str) {
+    if let Ok(page) = listing::Page::parse(text) {
+        for prefix in ["", "firecracker-ci/v1.16/x86_64/"] {
+            let _ = (
+                listing::kernel(&page.objects, prefix),
+                listing::rootfs(&page.objects, prefix),
+            );
+        }
+    }
+}
+
+/// For the fuzz target: what passes for a manifest names only plain files.
+pub(crate) fn fuzz_manifest(bytes: &[u8]) {
+    let architecture = crate::kernel::Architecture::host();
+    for origin in [manifest::Origin::Url, manifest::Origin::LocalFile] {
+        if let Ok(manifest) = manifest::Manifest::parse(bytes, architecture, origin) {
+            assert!(is_plain_name(&manifest.bundle_id));
+            assert!(is_plain_name(&manifest.kernel.file_name));
+            assert!(is_plain_name(&manifest.rootfs.file_name));
         }
     }
 }

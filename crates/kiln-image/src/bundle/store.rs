@@ -9,11 +9,11 @@ use rustix::fs::FlockOperation;
 
 use super::record::{BaseImage, FileRecord, Record};
 use super::resolve::{From, Plan, Wanted, resolve};
-use super::{BundleError, BundleSource, Origins, Preset};
+use super::{BundleError, BundleSource, Origins, Preset, is_plain_name};
 use crate::clone::clone_file;
 use crate::download::{Download, fetch_blocking};
 use crate::kernel::Architecture;
-use crate::progress::{Progress, ProgressEvent};
+use crate::progress::{Progress, ProgressEvent, Silent};
 use crate::publish::{digest_reader, sync_directory};
 
 const PARTIAL: &str = ".partial-";
@@ -121,6 +121,21 @@ impl BundleStore {
             by_use.then_with(|| a.id.cmp(&b.id))
         });
         Ok(images)
+    }
+
+    /// A bundle that is here and whole, by its id; it counts as used now.
+    ///
+    /// # Errors
+    /// [`BundleError::Io`] when the store cannot be read.
+    pub fn stored(&self, id: &str) -> Result<Option<BaseImage>, BundleError> {
+        if !is_plain_name(id) {
+            return Ok(None);
+        }
+        let _lock = self.lock(&Silent)?;
+        match self.load(id)? {
+            Some(record) => self.verified(id, record, &Silent),
+            None => Ok(None),
+        }
     }
 
     fn directory(&self, id: &str) -> PathBuf {

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn parity_a3_2_order_is_numeric_aware() {
+    fn a3_2_order_is_numeric_aware() {
         let mut names = [
             "ubuntu-24.04",
             "ubuntu-9.10",

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::tag::digest_of;
 use super::{FIRECRACKER, JAILER, ReleaseError, ReleaseTag, failed};
+use crate::hashing::Hashing;
 use crate::inode::DataRange;
 use crate::limits::{Budget, Limits};
 use crate::publish::digest_reader;
@@ -47,8 +48,8 @@ pub(super) fn unpack(
         ..Limits::default()
     });
     let packed = File::open(archive).map_err(failed("open", archive))?;
-    let plain =
-        spool(packed, into, &budget, &|_| {}).map_err(|error| refused(error.to_string()))?;
+    let plain = spool(packed, into, Hashing::Blake3, &budget, &|_| {})
+        .map_err(|error| refused(error.to_string()))?;
     let members = members(&plain.file, &budget).map_err(&refused)?;
     let suffix = format!("{tag}-{architecture}");
     let root = format!("release-{suffix}");

@@ -70,6 +70,9 @@ pub enum ReleaseError {
     /// It cannot be fetched.
     #[error(transparent)]
     Download(#[from] DownloadError),
+    /// Nobody says which is the newest.
+    #[error("cannot find out which release of Firecracker is the newest")]
+    Latest(#[source] DownloadError),
     /// The place where the newest one is named does not name one.
     #[error("{url} does not lead to a release but to {found:?}")]
     NoLatest {
@@ -108,6 +111,18 @@ pub enum ReleaseError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ReleaseError {
+    /// The code that callers of the SDK know (parity A9).
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Latest(_) | Self::NoLatest { .. } => "VERSION_FETCH_FAILED",
+            Self::Download(_) | Self::NoDigest { .. } | Self::Archive { .. } => "DOWNLOAD_FAILED",
+            Self::Offline(_) | Self::File { .. } => "BINARY_NOT_FOUND",
+        }
+    }
 }
 
 /// Where releases are kept, and come from.
@@ -154,6 +169,18 @@ impl FirecrackerStore {
         self
     }
 
+    /// Where a release has its VMM once it is installed.
+    #[must_use]
+    pub fn firecracker(&self, tag: &ReleaseTag) -> PathBuf {
+        self.dir_of(tag).join(FIRECRACKER)
+    }
+
+    /// Where a release has its jailer once it is installed.
+    #[must_use]
+    pub fn jailer(&self, tag: &ReleaseTag) -> PathBuf {
+        self.dir_of(tag).join(JAILER)
+    }
+
     /// The newest release that is published, by where its page redirects to.
     ///
     /// # Errors
@@ -163,7 +190,9 @@ impl FirecrackerStore {
             return Err(ReleaseError::Offline("latest".to_owned()));
         }
         let url = format!("{}/latest", self.releases);
-        let found = first_redirect(&url, self.stall).await?;
+        let found = first_redirect(&url, self.stall)
+            .await
+            .map_err(ReleaseError::Latest)?;
         let tag = found.rsplit('/').next().and_then(|name| name.parse().ok());
         tag.ok_or(ReleaseError::NoLatest { url, found })
     }
@@ -188,8 +217,8 @@ impl FirecrackerStore {
             serde_json::from_slice(&text).map_err(|_| damaged("its record is damaged"))?;
         let release = InstalledRelease {
             tag: tag.clone(),
-            firecracker: dir.join(FIRECRACKER),
-            jailer: dir.join(JAILER),
+            firecracker: self.firecracker(tag),
+            jailer: self.jailer(tag),
             archive_sha256: record.archive_sha256,
         };
         for (path, expected) in [
@@ -203,6 +232,23 @@ impl FirecrackerStore {
             }
         }
         Ok(Some(release))
+    }
+
+    /// The newest release that is here, whole; needs no network.
+    #[must_use]
+    pub fn newest_installed(&self) -> Option<InstalledRelease> {
+        let suffix = format!("-{}", self.architecture);
+        let mut tags: Vec<ReleaseTag> = fs::read_dir(&self.dir)
+            .ok()?
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                name.strip_suffix(&suffix)?.parse().ok()
+            })
+            .collect();
+        tags.sort_unstable();
+        tags.iter()
+            .rev()
+            .find_map(|tag| self.installed(tag).ok().flatten())
     }
 
     /// The release, downloaded unless it is here. Callers at the same time, of other processes

@@ -191,7 +191,7 @@ fn nothing_in(dir: &Path) {
 
 /// A2.1, A2.2.
 #[tokio::test]
-async fn the_latest_release_is_found_installed_and_kept() {
+async fn a2_1_the_latest_release_is_found_installed_and_kept() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     server.publish("v1.16.1");
     let leads_to = format!("{}/tag/v1.16.1", server.url);
@@ -217,13 +217,15 @@ async fn the_latest_release_is_found_installed_and_kept() {
         Err(ReleaseError::Offline(_))
     ));
     assert_eq!(server.archives.load(Ordering::SeqCst), 1);
+    assert_eq!(offline.newest_installed(), Some(release.clone()));
     // A program that was changed is no release any more.
     fs::write(&release.jailer, "another").unwrap();
     assert!(store.installed(&tag("v1.16.1")).is_err());
+    assert_eq!(store.newest_installed(), None);
 }
 
 #[tokio::test]
-async fn callers_at_the_same_time_download_once() {
+async fn a2_2_callers_at_the_same_time_download_once() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     server.publish("v1.15.1");
     let store = server.store(dir.path());
@@ -240,7 +242,7 @@ async fn callers_at_the_same_time_download_once() {
 }
 
 #[tokio::test]
-async fn a_wrong_archive_is_never_taken() {
+async fn a2_2_a_wrong_archive_is_never_taken() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let good = server.publish("v1.14.0");
     let (path, name) = path("v1.14.0");
@@ -290,7 +292,7 @@ async fn a_wrong_archive_is_never_taken() {
 }
 
 #[tokio::test]
-async fn an_archive_that_contradicts_itself_is_refused() {
+async fn a2_2_an_archive_that_contradicts_itself_is_refused() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let store = server.store(dir.path());
     type Change = fn(&mut Vec<(String, Vec<u8>)>);
@@ -316,12 +318,12 @@ async fn an_archive_that_contradicts_itself_is_refused() {
 }
 
 #[tokio::test]
-async fn a_latest_that_leads_nowhere_is_told() {
+async fn a2_1_a_latest_that_leads_nowhere_is_told() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let store = server.store(dir.path());
     assert!(matches!(
         store.latest().await,
-        Err(ReleaseError::Download(DownloadError::Status {
+        Err(ReleaseError::Latest(DownloadError::Status {
             status: 404,
             ..
         }))

@@ -13,6 +13,7 @@
 
 mod newc;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -95,38 +96,47 @@ fn order(bundle: &KernelBundle) -> String {
     bundle.modules.iter().map(line).collect()
 }
 
-/// Archives on disk, by the content they were built from. Its calls block.
+/// Archives of one agent on disk, by the content they were built from. Its calls block.
 #[derive(Debug)]
 pub struct InitramfsCache {
     directory: PathBuf,
+    agent: Cow<'static, [u8]>,
+    agent_digest: String,
     verified: Mutex<HashMap<PathBuf, FileStamp>>,
 }
 
 impl InitramfsCache {
-    /// Opens or creates the cache in `directory`.
+    /// Opens or creates the cache in `directory`, for archives with `agent`, a static ELF program.
     ///
     /// # Errors
     /// The directory cannot be created.
-    pub fn open(directory: &Path) -> Result<Self, InitramfsError> {
+    pub fn open(
+        directory: &Path,
+        agent: impl Into<Cow<'static, [u8]>>,
+    ) -> Result<Self, InitramfsError> {
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+        let agent = agent.into();
         Ok(Self {
             directory: directory.to_owned(),
+            agent_digest: digest(&agent),
+            agent,
             verified: Mutex::default(),
         })
     }
 
-    /// The archive of this agent and bundle. One that this process has not seen before is compared
+    /// The archive of the agent and this bundle. One that this process has not seen before is compared
     /// with a fresh build, which costs less than trusting the disk would be worth.
     ///
     /// # Errors
     /// See [`InitramfsError`].
-    pub fn ensure(&self, agent: &[u8], bundle: &KernelBundle) -> Result<PathBuf, InitramfsError> {
-        let path = self.directory.join(format!("{}.cpio", key(agent, bundle)));
+    pub fn ensure(&self, bundle: &KernelBundle) -> Result<PathBuf, InitramfsError> {
+        let key = key(&self.agent_digest, bundle);
+        let path = self.directory.join(format!("{key}.cpio"));
         if self.is_verified(&path) {
             return Ok(path);
         }
-        let archive = build(agent, bundle)?;
-        let stamp = FileStamp::of(&path).ok();
+        let archive = build(&self.agent, bundle)?;
+        let stamp = FileStamp::of_published(&path).ok();
         if fs::read(&path).ok().as_deref() != Some(&archive) {
             write_atomically(&path, &archive).map_err(io_error("write", &path))?;
             return Ok(path);
@@ -141,12 +151,12 @@ impl InitramfsCache {
     fn is_verified(&self, path: &Path) -> bool {
         let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let known = verified.get(path);
-        known.is_some_and(|known| FileStamp::of(path).is_ok_and(|stamp| stamp == *known))
+        known.is_some_and(|known| FileStamp::of_published(path).is_ok_and(|stamp| stamp == *known))
     }
 }
 
-fn key(agent: &[u8], bundle: &KernelBundle) -> String {
-    let mut text = format!("{FORMAT}\n{}\n{}", digest(agent), order(bundle));
+fn key(agent_digest: &str, bundle: &KernelBundle) -> String {
+    let mut text = format!("{FORMAT}\n{agent_digest}\n{}", order(bundle));
     for module in &bundle.modules {
         text.push_str(&module.sha256);
         text.push('\n');
@@ -250,16 +260,39 @@ mod tests {
     fn the_cache_is_keyed_by_content_and_repairs_itself() {
         let directory = tempfile::tempdir().unwrap();
         let bundle = bundle(directory.path());
-        let open = || InitramfsCache::open(&directory.path().join("cache")).unwrap();
-        let cache = open();
-        let path = cache.ensure(b"agent", &bundle).unwrap();
-        assert_eq!(cache.ensure(b"agent", &bundle).unwrap(), path);
-        assert_ne!(cache.ensure(b"agent 2", &bundle).unwrap(), path);
+        let open = |agent: &'static [u8]| {
+            InitramfsCache::open(&directory.path().join("cache"), agent).unwrap()
+        };
+        let cache = open(b"agent");
+        let path = cache.ensure(&bundle).unwrap();
+        assert_eq!(cache.ensure(&bundle).unwrap(), path);
+        assert_ne!(open(b"agent 2").ensure(&bundle).unwrap(), path);
         let good = fs::read(&path).unwrap();
-        for known in [open(), cache] {
+        for known in [open(b"agent"), cache] {
             fs::write(&path, b"damaged").unwrap();
-            assert_eq!(known.ensure(b"agent", &bundle).unwrap(), path);
+            assert_eq!(known.ensure(&bundle).unwrap(), path);
             assert_eq!(fs::read(&path).unwrap(), good);
         }
+    }
+
+    /// Jails link what they read; each link, and its end, changes the file's change time.
+    #[test]
+    fn links_to_an_archive_do_not_have_it_built_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut bundle = bundle(directory.path());
+        let cache = InitramfsCache::open(&directory.path().join("cache"), b"agent".as_slice());
+        let cache = cache.unwrap();
+        // Once to write it, once to compare it.
+        cache.ensure(&bundle).unwrap();
+        let path = cache.ensure(&bundle).unwrap();
+        let link = directory.path().join("link");
+        fs::hard_link(&path, &link).unwrap();
+        // What cannot be read would fail a build.
+        for module in &mut bundle.modules {
+            module.path = directory.path().join("gone");
+        }
+        assert_eq!(cache.ensure(&bundle).unwrap(), path);
+        fs::remove_file(&link).unwrap();
+        assert_eq!(cache.ensure(&bundle).unwrap(), path);
     }
 }

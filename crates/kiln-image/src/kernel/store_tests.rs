@@ -61,7 +61,7 @@ impl Progress for Heard {
 }
 
 #[test]
-fn a_local_kernel_becomes_a_bundle_and_is_reused() {
+fn b1_4_a_kernel_by_its_path_becomes_a_bundle_and_is_reused() {
     let directory = tempfile::tempdir().unwrap();
     let source = local(directory.path());
     let store = KernelStore::open(&directory.path().join("store")).unwrap();

@@ -27,7 +27,8 @@ pub struct PruneRequest {
     pub layers: bool,
     /// Only what nobody has asked for so long.
     pub unused_for: Option<Duration>,
-    /// Throw away the least recently used images, named or not, until the library fits.
+    /// Throw away block images without a name, the oldest first, and then the least recently used
+    /// images, named or not, until the library fits.
     pub max_bytes: Option<u64>,
 }
 
@@ -59,6 +60,9 @@ impl ImageLibrary {
         let mut pruned = Pruned::default();
         {
             let _lock = self.catalog.lock()?;
+            if let Some(most) = request.max_bytes {
+                pruned.freed_bytes += self.drop_unnamed_down_to(most, in_use)?;
+            }
             for image in self.victims(request, in_use)? {
                 for name in &image.names {
                     self.catalog.remove_name(name)?;
@@ -141,6 +145,27 @@ impl ImageLibrary {
             Err(ImageError::InUse(_) | ImageError::NotFound(_)) => Ok(0),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Block images that were made without a name (of a path, say) are made again when needed.
+    fn drop_unnamed_down_to(
+        &self,
+        most: u64,
+        in_use: &dyn Fn(&ImageId) -> bool,
+    ) -> Result<u64, LibraryError> {
+        let mut excess = self.disk_bytes()?.saturating_sub(most);
+        let mut images = self.store.list()?;
+        images.sort_by_key(|image| (image.created, image.id));
+        let mut freed = 0;
+        for image in images {
+            if excess == 0 {
+                break;
+            }
+            let bytes = self.drop_rootfs(image.id, in_use)?;
+            excess = excess.saturating_sub(bytes);
+            freed += bytes;
+        }
+        Ok(freed)
     }
 
     fn drop_unnamed_rootfs(

@@ -10,6 +10,7 @@ use super::error::ImageError;
 use super::{LayerSource, content_key, open, stamp_of, write_ext4};
 use crate::content::{Contents, Stamp};
 use crate::ext4::Unsealed;
+use crate::hashing::Hashing;
 use crate::limits::Budget;
 use crate::progress::{Progress, ProgressEvent};
 use crate::spool::{self, Spooled};
@@ -55,7 +56,7 @@ pub(super) fn prepare(
         format!("{} layers", layers.len())
     };
     progress.report(ProgressEvent::Step(format!("Reading the {what}")));
-    let layers = spool_all(layers, temporary, budget, progress)?;
+    let layers = spool_all(layers, hashing(rules), temporary, budget, progress)?;
     let (files, facts) = layers
         .into_iter()
         .map(|Layer { spooled, stamp }| {
@@ -96,7 +97,7 @@ impl Archives {
         };
         let stop = AtomicBool::new(false);
         let (written, digests) = std::thread::scope(|scope| {
-            let digests = scope.spawn(|| digests(&contents.layers, &facts, &stop));
+            let digests = scope.spawn(|| digests(&contents.layers, &facts, hashing(rules), &stop));
             let written = merge(&contents.layers, rules, budget, progress)
                 .and_then(|tree| write_ext4(&tree, &contents, out, source, progress));
             stop.store(written.is_err(), Ordering::Relaxed);
@@ -123,10 +124,15 @@ fn key(rules: LayerRules, digests: impl Iterator<Item = Option<[u8; 32]>>) -> Op
 }
 
 /// The digests of all archives; those that are not known yet are computed, until `stop`.
-fn digests(files: &[File], facts: &[Facts], stop: &AtomicBool) -> io::Result<Vec<[u8; 32]>> {
+fn digests(
+    files: &[File],
+    facts: &[Facts],
+    hashing: Hashing,
+    stop: &AtomicBool,
+) -> io::Result<Vec<[u8; 32]>> {
     let digest = |(file, facts): (&File, &Facts)| match facts.digest {
         Some(digest) => Ok(digest),
-        None => spool::digest_in_place(file, stop),
+        None => spool::digest_in_place(file, hashing, stop),
     };
     files.iter().zip(facts).map(digest).collect()
 }
@@ -146,8 +152,17 @@ pub(super) fn kind(rules: LayerRules) -> &'static str {
     }
 }
 
+/// Layers have the names that OCI gives them; archives of other kinds have none yet.
+fn hashing(rules: LayerRules) -> Hashing {
+    match rules {
+        LayerRules::Overlay => Hashing::Sha256,
+        LayerRules::Plain | LayerRules::Package => Hashing::Blake3,
+    }
+}
+
 fn spool_all(
     layers: Vec<LayerSource>,
+    hashing: Hashing,
     temporary: &Path,
     budget: &Budget,
     progress: &dyn Progress,
@@ -173,7 +188,7 @@ fn spool_all(
                     let Some(source) = lock(source).take() else {
                         break;
                     };
-                    let layer = spool_one(source, number, temporary, budget, &|bytes| {
+                    let layer = spool_one(source, number, hashing, temporary, budget, &|bytes| {
                         let done = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
                         progress.report(ProgressEvent::Bytes { done, total: None });
                     });
@@ -203,6 +218,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn spool_one(
     source: LayerSource,
     number: usize,
+    hashing: Hashing,
     temporary: &Path,
     budget: &Budget,
     more: &(dyn Fn(u64) + Sync),
@@ -212,7 +228,7 @@ fn spool_one(
     match source {
         LayerSource::Stream(stream) => {
             let what = format!("layer {}", number + 1);
-            let spooled = spool::spool(stream, temporary, budget, &done)
+            let spooled = spool::spool(stream, temporary, hashing, budget, &done)
                 .map_err(|error| ImageError::spool(&what, temporary, error))?;
             Ok(Layer {
                 spooled,
@@ -226,7 +242,7 @@ fn spool_one(
                 path: path.clone(),
                 source,
             })?;
-            let spooled = spool::spool_file(file, temporary, budget, &done)
+            let spooled = spool::spool_file(file, temporary, hashing, budget, &done)
                 .map_err(|error| ImageError::spool(&what, temporary, error))?;
             let in_place = stamp_of(&spooled.file).is_ok_and(|now| now.same_file(&stamp));
             Ok(Layer {

@@ -6,11 +6,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 
 use super::error::During;
 use super::{DISK, VolumeError, VolumeName};
+use crate::publish;
 
 /// Excludes all others, in this process and elsewhere, from changing the volume.
 #[derive(Debug)]
@@ -21,34 +21,22 @@ pub(super) struct Lock {
 impl Lock {
     /// Waits for it.
     pub(super) fn take(root: &Path, name: &VolumeName) -> Result<Lock, VolumeError> {
-        let (path, file) = open_lock(root, name)?;
-        loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Err(Errno::INTR) => {}
-                other => return other.during("lock", &path).map(|()| Lock { _file: file }),
-            }
-        }
+        let path = lock_path(root, name);
+        let file = publish::lock_file(&path).during("lock", &path)?;
+        Ok(Lock { _file: file })
     }
 
     /// `None` if someone else has it.
     pub(super) fn try_take(root: &Path, name: &VolumeName) -> Result<Option<Lock>, VolumeError> {
-        let (path, file) = open_lock(root, name)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            other => other
-                .during("lock", &path)
-                .map(|()| Some(Lock { _file: file })),
-        }
+        let path = lock_path(root, name);
+        let file = publish::open_lock(&path).during("open", &path)?;
+        let taken = publish::flock_at_once(&file, FlockOperation::NonBlockingLockExclusive);
+        Ok(taken.during("lock", &path)?.then_some(Lock { _file: file }))
     }
 }
 
-/// The file stays behind; it is the name that everybody meets at.
-fn open_lock(root: &Path, name: &VolumeName) -> Result<(PathBuf, File), VolumeError> {
-    let path = root.join("locks").join(name.as_str());
-    let mut options = File::options();
-    options.write(true).create(true).truncate(false);
-    let file = options.open(&path).during("open", &path)?;
-    Ok((path, file))
+fn lock_path(root: &Path, name: &VolumeName) -> PathBuf {
+    root.join("locks").join(name.as_str())
 }
 
 /// Removed with all it holds when dropped, unless it was published.

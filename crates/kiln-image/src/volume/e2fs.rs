@@ -76,7 +76,7 @@ pub enum E2fsError {
 }
 
 /// Makes an empty filesystem of the new, sparse file `disk`; `temporary` takes a file of settings.
-pub(super) fn make(disk: &Path, temporary: &Path) -> Result<(), E2fsError> {
+pub(crate) fn make(disk: &Path, temporary: &Path) -> Result<(), E2fsError> {
     const PROGRAM: &str = "mke2fs";
     let configuration = temporary.join("mke2fs.conf");
     let failed = |source| E2fsError::Run {

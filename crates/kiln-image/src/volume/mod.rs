@@ -3,7 +3,8 @@
 //! when they change one.
 //!
 //! ```text
-//! volumes/<name>/disk.ext4      the block device of guests, mode 0600
+//! volumes/<name>/               mode 0700
+//! volumes/<name>/disk.ext4      the block device of guests, mode 0600; 0644 once it was only read
 //! volumes/<name>/volume.json    what it is; names the size that an unfinished resize goes to
 //! locks/<name>                  held by whoever changes the volume
 //! tmp/<name>/                   a volume that is being made, under the same lock
@@ -20,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use e2fs::E2fsError;
+pub(crate) use e2fs::make as make_filesystem;
 pub use error::VolumeError;
 pub use name::{VolumeName, VolumeNameError};
 
 use crate::clone::clone_file;
-use crate::publish::sync_directory;
+use crate::publish::{make_readable, sync_directory};
 use crate::rootfs::{Filesystem, identify};
 use draft::{Draft, Lock};
 use error::During;
@@ -89,6 +91,22 @@ impl VolumeStore {
         disk.set_len(size).during("size", draft.path())?;
         e2fs::make(&draft.disk(), draft.path())?;
         self.publish(draft, &disk)
+    }
+
+    /// Lets anyone read a volume's disk who gets to it, and nobody write: a jailed VMM, which is
+    /// another user, then gets the file itself by a link instead of a copy of it. Nobody else gets
+    /// to it, since the volume's directory is private.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`], [`VolumeError::Io`].
+    pub fn open_to_readers(&self, name: &VolumeName) -> Result<Volume, VolumeError> {
+        let _lock = self.lock(name)?;
+        let volume = self
+            .get(name)?
+            .ok_or_else(|| VolumeError::NotFound(name.clone()))?;
+        let disk = File::open(&volume.path).during("open", &volume.path)?;
+        make_readable(&disk).during("open up", &volume.path)?;
+        Ok(volume)
     }
 
     /// Makes a volume that holds what `from` holds now: sharing its blocks where the filesystem

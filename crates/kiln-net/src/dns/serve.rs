@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::gate::Gate;
+use crate::accept::accept;
 use crate::hosts;
 
 const PORT: u16 = 53;
@@ -57,7 +58,10 @@ impl Gate {
         let failed = |source| ServeError { address, source };
         let web = TcpListener::bind(address).await.map_err(failed)?;
         let datagrams = tokio::spawn(serve_udp(Arc::clone(self), Arc::new(udp)));
-        let connections = tokio::spawn(serve_tcp(Arc::clone(self), tcp));
+        let connections = tokio::spawn(accept(tcp, CONCURRENT_CONNECTIONS, {
+            let gate = Arc::clone(self);
+            move |stream, peer| converse(Arc::clone(&gate), stream, peer)
+        }));
         let checks = tokio::spawn(hosts::serve(Arc::clone(self), web));
         Ok(Server {
             tasks: [datagrams, connections, checks],
@@ -91,30 +95,7 @@ async fn serve_udp(gate: Arc<Gate>, socket: Arc<UdpSocket>) {
     }
 }
 
-async fn serve_tcp(gate: Arc<Gate>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(CONCURRENT_CONNECTIONS));
-    let mut work = JoinSet::new();
-    loop {
-        while work.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors, most likely: let some connections end first.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let gate = Arc::clone(&gate);
-        work.spawn(async move {
-            if let Err(error) = converse(&gate, stream, peer).await {
-                tracing::debug!(%peer, %error, "a DNS connection ended");
-            }
-            drop(permit);
-        });
-    }
-}
-
-async fn converse(gate: &Gate, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+async fn converse(gate: Arc<Gate>, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let IpAddr::V4(source) = peer.ip() else {
         return Ok(());
     };

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{Peek, hello, request};
+use crate::accept::accept;
 use crate::dns::{Gate, Subscriber};
 use crate::policy::DomainName;
 
@@ -23,26 +22,8 @@ const CONCURRENT: usize = 4096;
 const HTTP: u16 = 80;
 
 pub(crate) async fn serve(gate: Arc<Gate>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(CONCURRENT));
-    let mut work = JoinSet::new();
-    loop {
-        while work.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors, most likely: let some connections end first.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let gate = Arc::clone(&gate);
-        work.spawn(async move {
-            if let Err(error) = converse(&gate, stream, peer).await {
-                tracing::debug!(%peer, %error, "a checked connection ended");
-            }
-            drop(permit);
-        });
-    }
+    let converse = move |stream, peer| converse(Arc::clone(&gate), stream, peer);
+    accept(listener, CONCURRENT, converse).await;
 }
 
 /// A connection that was let through, and why.
@@ -67,7 +48,7 @@ impl Passage {
     }
 }
 
-async fn converse(gate: &Gate, mut guest: TcpStream, peer: SocketAddr) -> io::Result<()> {
+async fn converse(gate: Arc<Gate>, mut guest: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let to = rustix::net::sockopt::ip_original_dst(&guest)?;
     let IpAddr::V4(source) = peer.ip() else {
         return Ok(());

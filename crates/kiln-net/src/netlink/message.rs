@@ -123,6 +123,16 @@ pub(crate) struct Attributes<'a> {
     too_long: &'a mut bool,
 }
 
+/// Attributes without a message; empty if they do not fit any.
+pub(crate) fn collected(fill: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    let (mut bytes, mut too_long) = (Vec::new(), false);
+    fill(&mut Attributes {
+        bytes: &mut bytes,
+        too_long: &mut too_long,
+    });
+    if too_long { Vec::new() } else { bytes }
+}
+
 impl Attributes<'_> {
     pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         self.wrap(kind, |inner| inner.extend_from_slice(value))

@@ -12,7 +12,8 @@ mod message;
 mod socket;
 
 pub(crate) use message::{
-    ACK, APPEND, Attributes, Batch, CREATE, DUMP, EXCL, REPLACE, attributes, messages, text,
+    ACK, APPEND, Attributes, Batch, CREATE, DUMP, EXCL, REPLACE, attributes, collected, messages,
+    text,
 };
 pub use socket::NetlinkError;
 pub(crate) use socket::{Family, Socket};

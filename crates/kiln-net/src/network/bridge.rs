@@ -99,7 +99,7 @@ impl From<NetlinkError> for BridgeError {
 /// thread in the network namespace that the [`HostNetwork`] was opened in.
 #[derive(Debug)]
 pub struct BridgeNetwork {
-    pub(super) rules: Rules,
+    pub(crate) rules: Rules,
     pub(super) subnet: Subnet,
     pub(super) label: Label,
     pub(super) members_talk: bool,
@@ -127,6 +127,21 @@ impl HostNetwork {
             generation: 1,
             policy: 0,
         })
+    }
+}
+
+impl HostNetwork {
+    /// The first of these subnets that a bridge could have now.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the host's routes cannot be read.
+    pub fn first_free(
+        &self,
+        subnets: impl IntoIterator<Item = Subnet>,
+    ) -> Result<Option<Subnet>, NetlinkError> {
+        let taken = taken(self.shared())?;
+        let is_free = |subnet: &Subnet| !taken.iter().any(|cidr| cidr.overlaps(subnet.cidr()));
+        Ok(subnets.into_iter().find(is_free))
     }
 }
 
@@ -371,11 +386,16 @@ fn check(host: &Shared, policy: &Policy) -> Result<(), BridgeError> {
     Ok(())
 }
 
-fn subnet_is_free(host: &Shared, subnet: Cidr) -> Result<(), BridgeError> {
+/// What no bridge may have a part of.
+fn taken(host: &Shared) -> Result<Vec<Cidr>, NetlinkError> {
     let mut taken = host.networks_in_use()?;
     taken.extend(NEVER);
     taken.push(host.pool);
-    match taken.into_iter().find(|cidr| cidr.overlaps(subnet)) {
+    Ok(taken)
+}
+
+fn subnet_is_free(host: &Shared, subnet: Cidr) -> Result<(), BridgeError> {
+    match taken(host)?.into_iter().find(|cidr| cidr.overlaps(subnet)) {
         Some(taken) => Err(BridgeError::SubnetTaken { subnet, taken }),
         None => Ok(()),
     }

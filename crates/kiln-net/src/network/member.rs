@@ -111,6 +111,14 @@ impl BridgeNetwork {
         }
     }
 
+    /// The other members that this one reaches.
+    pub(crate) fn reachable_members(&self, from: Ipv4Addr) -> Vec<Ipv4Addr> {
+        let others = self.members.values().map(|member| member.address);
+        others
+            .filter(|address| self.members_talk && *address != from)
+            .collect()
+    }
+
     /// How many VMs are members.
     pub fn members(&self) -> usize {
         self.members.len()

@@ -6,7 +6,7 @@
 //! the caller carries [`Question`]s in and [`Observed`] out.
 //!
 //! ```no_run
-//! # fn ask_in_the_guest(_: &kiln_net::verify::Question) -> kiln_net::verify::Observed { todo!() }
+//! # fn ask_in_the_guest(_: &kiln_net::verify::Question) -> kiln_net::verify::Observed { kiln_net::verify::Observed::Silent }
 //! # fn example(network: &kiln_net::Network) -> Result<(), kiln_net::verify::VerifyError> {
 //! let verification = network.verification()?;
 //! for probe in verification.probes() {
@@ -33,8 +33,10 @@ pub use ask::ask;
 pub use judge::Finding;
 pub use plan::Surroundings;
 
+use crate::host::Shared;
 use crate::netlink::NetlinkError;
-use crate::network::Network;
+use crate::network::{BridgeNetwork, MemberRecord, Network};
+use crate::policy::Policy;
 use beacon::Beacon;
 
 /// Something that can be asked of a network.
@@ -143,46 +145,86 @@ impl Network {
     /// # Errors
     /// [`VerifyError`].
     pub fn verification(&self) -> Result<Verification, VerifyError> {
-        let host = &self.rules.host;
-        let beacons = beacon::on_all(&self.host_addresses()?)?;
-        let surroundings = Surroundings {
+        let who = Asked {
+            address: self.address(),
             resolver: self.guest().resolver,
-            listeners: beacons.iter().map(|beacon| beacon.address).collect(),
-            neighbours: self.neighbours()?,
+            peers: Vec::new(),
         };
-        Ok(Verification {
-            probes: plan::plan(self.policy(), &surroundings),
-            resolver: host.gate.first_resolver(),
-            _beacons: beacons,
-        })
+        verification(&self.rules.host, self.policy(), &who)
     }
+}
 
-    fn host_addresses(&self) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-        let host = &self.rules.host;
-        let mut links = host.links();
-        let ours = |name: &str| name.starts_with(host.identity.prefix());
-        let theirs: Vec<u32> = links
-            .links()?
+impl BridgeNetwork {
+    /// As [`Network::verification`], for one of the members.
+    ///
+    /// # Errors
+    /// [`VerifyError`].
+    pub fn verification(&self, member: &MemberRecord) -> Result<Verification, VerifyError> {
+        let policy = Policy {
+            publish: member.publish.clone(),
+            ..self.policy().clone()
+        };
+        let who = Asked {
+            address: member.address,
+            resolver: self.subnet().gateway(),
+            peers: self.reachable_members(member.address),
+        };
+        verification(&self.rules.host, &policy, &who)
+    }
+}
+
+/// Whose network is verified.
+struct Asked {
+    address: Ipv4Addr,
+    resolver: Ipv4Addr,
+    /// Whom it reaches although they are sandboxes.
+    peers: Vec<Ipv4Addr>,
+}
+
+fn verification(host: &Shared, policy: &Policy, who: &Asked) -> Result<Verification, VerifyError> {
+    let beacons = beacon::on_all(&host_addresses(host)?)?;
+    let surroundings = Surroundings {
+        resolver: who.resolver,
+        listeners: beacons.iter().map(|beacon| beacon.address).collect(),
+        neighbours: neighbours(host, who)?,
+        peers: who
+            .peers
             .iter()
-            .filter(|link| !ours(&link.name))
-            .map(|link| link.index)
-            .collect();
-        let addresses = links.addresses()?.into_iter();
-        let mut all: Vec<Ipv4Addr> = addresses
-            .filter(|a| theirs.contains(&a.index) && !a.address.is_loopback())
-            .map(|a| a.address)
-            .collect();
-        all.dedup();
-        all.truncate(plan::MOST_OF_A_KIND);
-        Ok(all)
-    }
+            .copied()
+            .take(plan::MOST_OF_A_KIND)
+            .collect(),
+    };
+    Ok(Verification {
+        probes: plan::plan(policy, &surroundings),
+        resolver: host.gate.first_resolver(),
+        _beacons: beacons,
+    })
+}
 
-    fn neighbours(&self) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-        let mut all = crate::recover::sources(&self.rules.host)?;
-        all.retain(|address| *address != self.address);
-        all.truncate(plan::MOST_OF_A_KIND);
-        Ok(all)
-    }
+fn host_addresses(host: &Shared) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    let mut links = host.links();
+    let ours = |name: &str| name.starts_with(host.identity.prefix());
+    let theirs: Vec<u32> = links
+        .links()?
+        .iter()
+        .filter(|link| !ours(&link.name))
+        .map(|link| link.index)
+        .collect();
+    let addresses = links.addresses()?.into_iter();
+    let mut all: Vec<Ipv4Addr> = addresses
+        .filter(|a| theirs.contains(&a.index) && !a.address.is_loopback())
+        .map(|a| a.address)
+        .collect();
+    all.dedup();
+    all.truncate(plan::MOST_OF_A_KIND);
+    Ok(all)
+}
+
+fn neighbours(host: &Shared, who: &Asked) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    let mut all = crate::recover::sources(host)?;
+    all.retain(|address| *address != who.address && !who.peers.contains(address));
+    all.truncate(plan::MOST_OF_A_KIND);
+    Ok(all)
 }
 
 impl Verification {

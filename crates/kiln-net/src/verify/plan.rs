@@ -27,6 +27,8 @@ pub struct Surroundings {
     pub listeners: Vec<SocketAddrV4>,
     /// Other sandboxes' addresses.
     pub neighbours: Vec<Ipv4Addr>,
+    /// Those of sandboxes in the same network, where they may talk.
+    pub peers: Vec<Ipv4Addr>,
 }
 
 /// The questions, the most important ones first.
@@ -52,6 +54,13 @@ pub(super) fn plan(policy: &Policy, surroundings: &Surroundings) -> Vec<Probe> {
             "another sandbox",
             Question::Ping(*neighbour),
             Expected::Closed,
+        );
+    }
+    for peer in &surroundings.peers {
+        guest(
+            "a member of the network",
+            Question::Ping(*peer),
+            Expected::Open,
         );
     }
     guest("cloud metadata", tcp(METADATA, 80), Expected::Closed);
@@ -196,6 +205,7 @@ mod tests {
             resolver: Ipv4Addr::new(198, 19, 255, 1),
             listeners: vec!["203.0.113.1:40000".parse().unwrap()],
             neighbours: vec![Ipv4Addr::new(198, 18, 1, 9)],
+            peers: Vec::new(),
         };
         plan(&spec.check().unwrap(), &surroundings)
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
@@ -138,7 +139,8 @@ pub struct Egress {
     host: Arc<Shared>,
     interface: InterfaceName,
     managed: bool,
-    index: u32,
+    /// The link's number, which changes when somebody makes it anew; 0 before there is one.
+    index: AtomicU32,
     address: Ipv4Addr,
     mtu: u32,
     table: u32,
@@ -166,7 +168,7 @@ impl Egress {
             host: shared,
             interface: interface.clone(),
             managed: false,
-            index: 0,
+            index: AtomicU32::new(0),
             address: Ipv4Addr::UNSPECIFIED,
             mtu: DEFAULT_MTU,
             table: spec.table,
@@ -240,18 +242,19 @@ impl Egress {
         self.managed = true;
         device::configure(&interface, config, &endpoints).map_err(fail)?;
         let link = links.link(interface.as_str()).map_err(fail)?;
-        self.index = link
+        let index = link
             .ok_or_else(|| WireGuardError::NoInterface {
                 interface: interface.clone(),
             })?
             .index;
+        self.index = AtomicU32::new(index);
         let mut steps = Steps::new();
-        steps.set_mtu(self.index, self.mtu);
+        steps.set_mtu(index, self.mtu);
         for (address, prefix) in &config.addresses {
-            steps.add_address(self.index, *address, *prefix);
+            steps.add_address(index, *address, *prefix);
         }
-        steps.no_ipv6(self.index);
-        steps.up(self.index);
+        steps.no_ipv6(index);
+        steps.up(index);
         links.run(steps).map_err(fail)?;
         self.address = config
             .addresses
@@ -277,28 +280,49 @@ impl Egress {
         let addresses = links.addresses().map_err(fail)?;
         let first = addresses.iter().find(|address| address.index == link.index);
         self.address = first.ok_or_else(missing)?.address;
-        (self.index, self.mtu) = (link.index, link.mtu);
+        (self.index, self.mtu) = (AtomicU32::new(link.index), link.mtu);
         Ok(())
     }
 
-    /// Routes of the table, and the rule for questions that are asked from the tunnel's address.
+    /// Lead traffic through the tunnel again when it has come back: the kernel forgets the routes of
+    /// an interface that goes down, and one that was made anew has another number. Whether the
+    /// tunnel is up.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; what is closed stays closed.
+    pub fn mend(&self) -> Result<bool, NetlinkError> {
+        let found = self.host.links().link(self.interface.as_str())?;
+        let Some(link) = found.filter(|link| link.up) else {
+            return Ok(false);
+        };
+        self.index.store(link.index, Ordering::Relaxed);
+        self.route()?;
+        Ok(true)
+    }
+
+    /// Routes of the table, and the rule for questions that are asked from the tunnel's address. One
+    /// that is down has no routes until it is mended.
     fn route(&self) -> Result<(), NetlinkError> {
+        let index = self.index.load(Ordering::Relaxed);
+        let mut links = self.host.links();
         let mut steps = Steps::new();
-        steps.forward(self.index);
+        steps.forward(index);
         // Answers come back by an interface that the main table would not send to.
-        steps.loose_reverse_path(self.index);
-        self.routes()
-            .iter()
-            .for_each(|route| steps.ensure_route(route));
+        steps.loose_reverse_path(index);
+        if links.link_by_index(index)?.is_some_and(|link| link.up) {
+            self.routes()
+                .iter()
+                .for_each(|route| steps.ensure_route(route));
+        }
         steps.ensure_rule(&self.rule(Cidr::host(self.address)));
-        self.host.links().run(steps)
+        links.run(steps)
     }
 
     fn routes(&self) -> Vec<Route> {
         let through = |network: &Cidr| Route {
             table: Some(self.table),
             metric: Some(FIRST_METRIC),
-            ..Route::to(*network, self.index)
+            ..Route::to(*network, self.index.load(Ordering::Relaxed))
         };
         self.networks.iter().map(through).collect()
     }
@@ -367,7 +391,7 @@ impl Egress {
     fn down(&self) -> Result<(), NetlinkError> {
         let mut steps = Steps::new();
         steps.delete_rule(&self.rule(Cidr::host(self.address)));
-        if self.index != 0 {
+        if self.index.load(Ordering::Relaxed) != 0 {
             self.routes()
                 .iter()
                 .for_each(|route| steps.delete_route(route));

@@ -9,6 +9,7 @@
 pub mod guest;
 pub mod probe;
 pub mod server;
+pub mod spoof;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};

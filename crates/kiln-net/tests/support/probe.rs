@@ -79,6 +79,11 @@ fn ping(to: Ipv4Addr) -> bool {
     false
 }
 
+/// Whether each of these answers at the port of web servers.
+pub fn web<const N: usize>(servers: [Ipv4Addr; N]) -> [bool; N] {
+    servers.map(|server| tcp(SocketAddr::from((server, 80))).is_some())
+}
+
 /// Send one packet and expect nothing.
 pub fn throw(to: SocketAddr) {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -12,7 +12,9 @@ use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
 use crate::instance::{CallError, Instance, RuntimeFiles};
 use crate::jail::Confinement;
-use crate::machine::{AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineState};
+use crate::machine::{
+    AgentEndpoint, BootTimings, Exit, Machine, MachineInfo, MachineRecord, MachineState,
+};
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
 use crate::snapshot::{Manifest, SnapshotTarget};
@@ -135,6 +137,20 @@ impl Machine for FakeMachine {
         let states = (MachineState::Paused, MachineState::Running);
         self.change(Step::Resume, "resume", "resuming", states)
             .await
+    }
+
+    async fn info(&self) -> Result<MachineInfo, MachineError> {
+        match self.instance.state() {
+            state @ (MachineState::Running | MachineState::Paused) => Ok(MachineInfo {
+                id: self.instance.record().id.clone(),
+                state,
+                vmm_version: super::VERSION.to_owned(),
+            }),
+            state => Err(MachineError::State {
+                call: "tell its version",
+                state,
+            }),
+        }
     }
 
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError> {

@@ -43,6 +43,9 @@ use crate::validate::{EngineLimits, check};
 
 const AGENT_SOCKET: &str = "agent.sock";
 const CONSOLE_FIFO: &str = "con.out";
+/// What it says of itself.
+const VERSION: &str = "0.0.0";
+
 /// Made while the machine is booted: what an adopter asks for.
 const BOOTED: &str = "booted";
 /// Everything that a machine has in its runtime directory.
@@ -97,7 +100,7 @@ impl FakeEngine {
             },
             agent_side: AgentSide::default(),
             capabilities: Capabilities {
-                version: "0.0.0".into(),
+                version: VERSION.to_owned(),
                 acceleration: Acceleration::Kvm,
                 pause: true,
                 ctrl_alt_del: true,

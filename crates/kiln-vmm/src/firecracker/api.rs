@@ -24,7 +24,8 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::config::{Request, Verb};
+use super::config::{FirecrackerVersion, Request, Verb};
+use super::ready::SocketWatch;
 use super::version::{Feature, Version};
 
 /// What is longer is refused by Firecracker, which then takes the rest for further requests.
@@ -102,6 +103,28 @@ impl Client {
     /// Nobody listens there.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
         Self::over(UnixStream::connect(path).await?).await
+    }
+
+    /// Waits for a Firecracker that is being started: connects as soon as its socket is there, and
+    /// asks for its version until it answers. Requests are held against that version.
+    ///
+    /// # Errors
+    /// [`ApiError::Deadline`] when it is not there by then; an answer that is none.
+    pub async fn when_ready(path: &Path, deadline: Duration) -> Result<Self, ApiError> {
+        let ready = async {
+            let watch = SocketWatch::new(path.to_owned()).map_err(ApiError::Broken)?;
+            let stream = watch.connect().await.map_err(ApiError::Broken)?;
+            let client = Self::over(stream).await.map_err(ApiError::Broken)?;
+            let told: FirecrackerVersion = client.get("/version", deadline).await?;
+            let version = told
+                .firecracker_version
+                .parse()
+                .map_err(|error| ApiError::Broken(Error::new(ErrorKind::InvalidData, error)))?;
+            Ok(client.for_version(version))
+        };
+        timeout(deadline, ready)
+            .await
+            .unwrap_or(Err(ApiError::Deadline(deadline)))
     }
 
     /// Talks over a connected socket.
@@ -358,7 +381,7 @@ pub fn refusal(body: &[u8]) -> String {
 
 fn given_up() -> ApiError {
     ApiError::Broken(Error::new(
-        ErrorKind::ConnectionAborted,
+        ErrorKind::NotConnected,
         "an earlier call was given up",
     ))
 }

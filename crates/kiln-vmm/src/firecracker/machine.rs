@@ -1,5 +1,7 @@
 //! One Firecracker and what can be asked of it.
 
+mod snapshots;
+
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +15,8 @@ use tokio::time::timeout;
 use super::VSOCK_SOCKET;
 use super::api::{ApiError, Client};
 use super::config::{
-    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, FirecrackerVersion, InstanceInfo,
-    InstanceState, MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request,
-    SnapshotCreate, SnapshotType, VmState, Vsock,
+    Action, Balloon, BalloonChange, BalloonStats, CONFIGURE, GuestCid, InstanceInfo, InstanceState,
+    MemoryHotplugChange, MemoryHotplugStatus, Metadata, MetadataPatch, Request, VmState, Vsock,
 };
 use super::metrics::Counted;
 use super::place::Place;
@@ -24,24 +25,22 @@ use super::requests::{
     balloon, boot_source, drive, drive_change, entropy, interface_change, machine_config,
     memory_hotplug, mmds_config, network_interface,
 };
-use super::snapshot::{Load, Written};
-use super::version::{Version, diff_corrupts};
+use super::snapshot::Load;
+use super::version::{Version, resume_wedges};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
-use crate::instance::{CallError, Instance};
-use crate::jail::{Access, Confinement, Filtered, Promise, give_to};
+use crate::instance::{CallError, FIRST_CALL, Instance};
+use crate::jail::{Access, Confinement, Filtered, Promise};
 use crate::machine::{
-    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+    AgentEndpoint, BootTimings, Exit, Machine, MachineInfo, MachineRecord, MachineSpec,
+    MachineState,
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
-use crate::snapshot::{
-    DiskFacts, FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
-    SnapshotTarget, clone_file,
-};
+use crate::snapshot::{HostFacts, Manifest, SnapshotTarget};
 
-/// Any number from 3 on; the host side of Firecracker's vsock is a file, so all can be alike.
-const GUEST_CID: u32 = 3;
+/// The host side of Firecracker's vsock is a file, so all can be alike.
+const GUEST_CID: GuestCid = GuestCid::FIRST;
 
 fn promise(filtered: Filtered) -> Promise {
     Promise {
@@ -121,11 +120,7 @@ impl FirecrackerMachine {
         // The one that runs, which may be older than the one that is installed by now.
         let version: Version = info.vmm_version.parse().map_err(std::io::Error::other)?;
         let client = client.for_version(version);
-        instance.set_state(match info.state {
-            InstanceState::NotStarted => MachineState::Spawned,
-            InstanceState::Running => MachineState::Running,
-            InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
-        });
+        instance.set_state(state_of(&info.state));
         let agent = place.vsock_socket().exists();
         Ok(Self {
             instance,
@@ -239,142 +234,6 @@ impl FirecrackerMachine {
         Ok(MachineState::Running)
     }
 
-    /// Nothing may be configured before a load, or it is refused.
-    async fn load_guest(
-        &self,
-        client: &Client,
-        spec: &MachineSpec,
-        load: &Load,
-    ) -> Result<MachineState, MachineError> {
-        let asked = async {
-            let version = client.get::<FirecrackerVersion>("/version", CONFIGURE);
-            version.await.map_err(call_error)
-        };
-        self.instance.call("answer", "starting", asked).await?;
-        self.instance.verify(promise(Filtered::One)).await?;
-        let loaded = send(client, &load.request);
-        self.instance
-            .call("load the snapshot", "loading a snapshot", boxed(loaded))
-            .await?;
-        // The service's configuration is in the snapshot, what it tells is not.
-        let content = spec.options.metadata.as_ref();
-        if let Some(content) = content.and_then(|options| options.content.as_ref()) {
-            let content = Metadata(content.clone());
-            let told = send(client, &content);
-            self.instance
-                .call("set metadata", "setting metadata", boxed(told))
-                .await?;
-        }
-        Ok(if load.paused {
-            MachineState::Paused
-        } else {
-            MachineState::Running
-        })
-    }
-
-    fn last_snapshot(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        self.last_snapshot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What a difference would be written into: a copy of the last snapshot's memory.
-    fn base(&self, kind: SnapshotKind) -> Result<Option<PathBuf>, SnapshotError> {
-        let record = self.instance.record();
-        match kind {
-            SnapshotKind::Full => Ok(None),
-            SnapshotKind::Template => Err(SnapshotError::Unsupported(
-                "Firecracker's memory is no file that could be taken over: make a full snapshot",
-            )),
-            SnapshotKind::Diff if !record.shape.tracks_dirty_pages => {
-                Err(SnapshotError::Unsupported(
-                    "the machine was not made to track its changes: make a full snapshot",
-                ))
-            }
-            SnapshotKind::Diff if diff_corrupts(self.known.version, record.shape.mem_mib) => {
-                Err(SnapshotError::Unsupported(
-                    "this version of Firecracker corrupts diff snapshots of so much memory",
-                ))
-            }
-            SnapshotKind::Diff => match &*self.last_snapshot() {
-                Some(dir) => Ok(Some(dir.join(MEMORY))),
-                None => Err(SnapshotError::NoBase),
-            },
-        }
-    }
-
-    /// Has the files of a snapshot written and takes them over.
-    async fn write_snapshot(
-        &self,
-        client: &Client,
-        target: &SnapshotTarget,
-    ) -> Result<Partial, MachineError> {
-        let base = self.base(target.kind)?;
-        // Whatever happens from here on, Firecracker may have forgotten what has changed.
-        *self.last_snapshot() = None;
-        let dir = target.dir.clone();
-        let partial = blocking(move || Partial::begin(&dir)).await?;
-        let jail = self.instance.record().jail.clone();
-        let written = Written::new(&self.place, jail.is_some(), &partial);
-        if let Some(base) = &base {
-            let (base, memory) = (base.clone(), written.memory.clone());
-            blocking(move || clone_file(&base, &memory)).await?;
-            if let Some(jail) = &jail {
-                give_to(&written.memory, jail.uid, jail.gid)?;
-            }
-        }
-        let request = SnapshotCreate {
-            mem_file_path: written.inside_memory.clone(),
-            snapshot_path: written.inside_state.clone(),
-            snapshot_type: Some(match target.kind {
-                SnapshotKind::Diff => SnapshotType::Diff,
-                SnapshotKind::Full | SnapshotKind::Template => SnapshotType::Full,
-            }),
-            mem_mib: self.instance.record().shape.mem_mib,
-        };
-        let create = send(client, &request);
-        let created = self
-            .instance
-            .call("make a snapshot", "making a snapshot", boxed(create))
-            .await;
-        if let Err(error) = created {
-            written.remove();
-            return Err(error);
-        }
-        if jail.is_none() {
-            return Ok(partial);
-        }
-        let taken = blocking(move || {
-            partial.take(&written.memory, MEMORY)?;
-            partial.take(&written.state, STATE)?;
-            Ok(partial)
-        });
-        taken.await
-    }
-
-    /// Where Firecracker has its disks now: they may have changed since it was started.
-    async fn disks_now(&self, client: &Client) -> Result<Vec<DiskFacts>, MachineError> {
-        let read = async {
-            let config = client.get::<Value>("/vm/config", CONFIGURE);
-            config.await.map_err(call_error)
-        };
-        let config = self
-            .instance
-            .call("tell its disks", "answering", read)
-            .await?;
-        let mut disks = self.instance.record().shape.disks.clone();
-        for disk in &mut disks {
-            let drives = config["drives"].as_array().into_iter().flatten();
-            let path = drives
-                .filter(|drive| drive["drive_id"] == *disk.id)
-                .find_map(|drive| drive["path_on_host"].as_str());
-            if let Some(path) = path {
-                disk.path = path.into();
-            }
-        }
-        Ok(disks)
-    }
-
     /// Sends what may be asked of a machine whose guest runs or is paused.
     async fn request<R: Request>(
         &self,
@@ -475,7 +334,7 @@ impl Machine for FirecrackerMachine {
         let begin = Instant::now();
         let client = self
             .instance
-            .call("answer", "starting", connect(&ready))
+            .call(FIRST_CALL, "starting", connect(&ready))
             .await?
             .for_version(self.known.version);
         let control = begin.elapsed();
@@ -501,9 +360,21 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn resume(&self) -> Result<(), MachineError> {
+        if self.agent && resume_wedges(self.known.version) {
+            self.reset_connections().await?;
+        }
         let (from, to) = (MachineState::Paused, MachineState::Running);
         self.change("resume", "resuming", VmState::Resumed, from, to)
             .await
+    }
+
+    async fn info(&self) -> Result<MachineInfo, MachineError> {
+        let info: InstanceInfo = self.read("tell its version", "/").await?;
+        Ok(MachineInfo {
+            state: state_of(&info.state),
+            id: info.id,
+            vmm_version: info.vmm_version,
+        })
     }
 
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError> {
@@ -610,24 +481,7 @@ impl Machine for FirecrackerMachine {
     }
 
     async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
-        let call = "make a snapshot";
-        let _one_at_a_time = self.lifecycle.lock().await;
-        self.instance.require(MachineState::Paused, call)?;
-        let client = self.client(call)?;
-        let disks = self.disks_now(&client).await?;
-        let partial = self.write_snapshot(&client, target).await?;
-        let (record, host) = (self.instance.record().clone(), self.known.host.clone());
-        let kind = target.kind;
-        let manifest = blocking(move || {
-            let memory = FileFacts::sized(&partial.memory())?;
-            let state = FileFacts::digested(&partial.state())?;
-            let manifest = Manifest::of(&record, kind, disks, host, (memory, state));
-            partial.publish(&manifest)?;
-            Ok(manifest)
-        })
-        .await?;
-        *self.last_snapshot() = Some(target.dir.clone());
-        Ok(manifest)
+        self.make_snapshot(target).await
     }
 
     async fn wait(&self) -> Exit {
@@ -649,24 +503,19 @@ impl Machine for FirecrackerMachine {
     }
 }
 
+fn state_of(told: &InstanceState) -> MachineState {
+    match told {
+        InstanceState::NotStarted => MachineState::Spawned,
+        InstanceState::Running => MachineState::Running,
+        InstanceState::Paused | InstanceState::Other(_) => MachineState::Paused,
+    }
+}
+
 /// Large futures go to the heap: there are many machines.
 fn boxed<'a, T>(
     work: impl Future<Output = Result<T, CallError>> + Send + 'a,
 ) -> Pin<Box<dyn Future<Output = Result<T, CallError>> + Send + 'a>> {
     Box::pin(work)
-}
-
-/// Does what blocks elsewhere.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, MachineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
-        Err(error) => Err(MachineError::Control {
-            call: "make a snapshot".to_owned(),
-            source: error.into(),
-        }),
-    }
 }
 
 async fn connect(ready: &SocketWatch) -> Result<Client, CallError> {

@@ -62,6 +62,8 @@ pub(crate) const FILES: &[&str] = &[
     METRICS_FIFO,
     UFFD_SOCKET,
 ];
+/// Name of the kernel in a jail.
+const JAILED_KERNEL: &str = "kernel";
 const SOCKETS: &[&str] = &[API_SOCKET, VSOCK_SOCKET, AGENT_SOCKET];
 
 /// Of about 17 virtio devices, what vsock, entropy and later devices leave.
@@ -295,7 +297,7 @@ fn fill_jail(
         snapshot::bring_in(&mut jail, spec, manifest)?;
         return Ok(jail);
     }
-    spec.boot.kernel = jail.bring_in(&spec.boot.kernel, "kernel", Access::Read)?;
+    spec.boot.kernel = jail.bring_in(&spec.boot.kernel, JAILED_KERNEL, Access::Read)?;
     if let Some(initramfs) = &mut spec.boot.initramfs {
         *initramfs = jail.bring_in(initramfs, "initramfs", Access::Read)?;
     }
@@ -378,7 +380,9 @@ impl Engine for FirecrackerEngine {
             inside,
             manifest,
         } = self.prepared(spec).await?;
-        let place = Place::new(&runtime_dir, jail.as_ref().and_then(Jail::root));
+        let root = jail.as_ref().and_then(Jail::root);
+        let kernel = kernel_on_host(spec, root.as_deref());
+        let place = Place::new(&runtime_dir, root);
         let mut made = MadeFiles::default();
         let output = Output::make(&place, &mut made)?;
         if let Some(jail) = jail.as_ref().map(Jail::record) {
@@ -412,7 +416,10 @@ impl Engine for FirecrackerEngine {
             console_log,
             jail: jail.map(Jail::keep),
             allow_insecure: spec.allow_insecure,
-            shape: MachineShape::of(&inside),
+            shape: MachineShape {
+                kernel,
+                ..MachineShape::of(&inside)
+            },
         };
         let start = match (&inside.restore, &manifest) {
             (Some(restore), Some(manifest)) => {
@@ -470,6 +477,14 @@ impl Engine for FirecrackerEngine {
             .await
             .map(|machine| Box::new(machine) as Box<dyn Machine>)
             .map_err(|source| unresponsive(record, source))
+    }
+}
+
+/// Where this process finds the kernel of a machine: in its jail it stays what was booted.
+fn kernel_on_host(spec: &MachineSpec, root: Option<&Path>) -> Option<PathBuf> {
+    match (root, &spec.restore) {
+        (Some(root), None) => Some(root.join(JAILED_KERNEL)),
+        _ => Some(spec.boot.kernel.clone()).filter(|path| !path.as_os_str().is_empty()),
     }
 }
 

@@ -28,6 +28,9 @@ pub(super) fn faults(spec: &MachineSpec, version: Version) -> Vec<SpecFault> {
     if spec.options.memory_file.is_some() {
         faults.push(SpecFault::Option("memory in a file"));
     }
+    if spec.options.user_network.is_some() {
+        faults.push(SpecFault::Option("user-mode network"));
+    }
     faults
 }
 

@@ -178,6 +178,8 @@ pub struct KnownBad {
     pub what: &'static str,
     /// What it does to a machine that meets it.
     pub effect: Effect,
+    /// What Kiln does about it.
+    pub remedy: Remedy,
     from: Version,
     to: Version,
 }
@@ -193,53 +195,63 @@ pub enum Effect {
     Degrades,
 }
 
+/// What is done about something that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// What would meet it is refused.
+    Refused,
+    /// It is gone around.
+    Avoided,
+    /// Nothing: whoever minds takes another version.
+    Told,
+}
+
 const KNOWN_BAD: &[KnownBad] = &[
     bad(
         "a guest's vsock is dead after a snapshot was loaded",
-        Effect::Hangs,
+        (Effect::Hangs, Remedy::Refused),
         (1, 16, 0),
         (1, 16, 0),
     ),
     bad(
-        "connections from the host to a guest's vsock hang after a plain pause and resume; \
-         Kiln's agents dial the host and are not affected",
-        Effect::Degrades,
+        "a guest's vsock receives nothing any more after a plain pause and resume",
+        (Effect::Hangs, Remedy::Avoided),
         (1, 16, 0),
         (1, 16, 1),
     ),
     bad(
         "diff snapshots of more than 3 GiB of memory are corrupt",
-        Effect::Corrupts,
+        (Effect::Corrupts, Remedy::Refused),
         (1, 13, 0),
         (1, 14, 1),
     ),
     bad(
         "the monotonic clock of a guest jumps when a snapshot is loaded on hosts since Linux 5.16",
-        Effect::Degrades,
+        (Effect::Degrades, Remedy::Told),
         (1, 7, 0),
         (1, 14, 3),
     ),
     bad(
         "the serial port can be stuck after a snapshot was loaded",
-        Effect::Degrades,
+        (Effect::Degrades, Remedy::Told),
         (1, 7, 0),
         (1, 15, u16::MAX),
     ),
     bad(
         "a guest can make the entropy device allocate the host's memory",
-        Effect::Degrades,
+        (Effect::Degrades, Remedy::Told),
         (1, 7, 0),
         (1, 15, 0),
     ),
     bad(
         "changes of hot-plugged memory can be skipped",
-        Effect::Degrades,
+        (Effect::Degrades, Remedy::Told),
         (1, 14, 0),
         (1, 15, 0),
     ),
     bad(
         "custom CPU templates lose pass-through bits on hosts since Linux 6.13",
-        Effect::Degrades,
+        (Effect::Degrades, Remedy::Told),
         (1, 16, 0),
         (1, 16, 1),
     ),
@@ -247,20 +259,21 @@ const KNOWN_BAD: &[KnownBad] = &[
 
 const fn bad(
     what: &'static str,
-    effect: Effect,
+    (effect, remedy): (Effect, Remedy),
     from: (u16, u16, u16),
     to: (u16, u16, u16),
 ) -> KnownBad {
     KnownBad {
         what,
         effect,
+        remedy,
         from: Version::new(from.0, from.1, from.2),
         to: Version::new(to.0, to.1, to.2),
     }
 }
 
 /// What is known to be broken in `version`; for `doctor`.
-pub fn known_bad(version: Version) -> impl Iterator<Item = &'static KnownBad> {
+pub fn known_bad(version: Version) -> impl Iterator<Item = &'static KnownBad> + Clone {
     KNOWN_BAD
         .iter()
         .filter(move |bad| (bad.from..=bad.to).contains(&version))
@@ -270,6 +283,12 @@ pub fn known_bad(version: Version) -> impl Iterator<Item = &'static KnownBad> {
 #[must_use]
 pub fn restore_hangs(version: Version) -> bool {
     version == Version::new(1, 16, 0)
+}
+
+/// Whether the guest's connections hang after a plain pause and resume, the agent's too.
+#[must_use]
+pub fn resume_wedges(version: Version) -> bool {
+    (Version::new(1, 16, 0)..=Version::new(1, 16, 1)).contains(&version)
 }
 
 /// Whether diff snapshots of a machine of this size cannot be trusted.
@@ -312,6 +331,14 @@ mod tests {
         assert_eq!(of("1.16.0"), 3);
         assert_eq!(of("1.16.1"), 2);
         assert_eq!(of("1.16.2"), 0);
+        // Nothing that hangs or corrupts is left to chance, and what is refused or avoided is.
+        for version in [Version::new(1, 16, 0), Version::new(1, 14, 0)] {
+            let bad = known_bad(version).filter(|bad| bad.effect != Effect::Degrades);
+            assert!(bad.clone().count() > 0);
+            assert!(bad.into_iter().all(|bad| bad.remedy != Remedy::Told));
+        }
+        assert!(resume_wedges(Version::new(1, 16, 1)) && !resume_wedges(Version::new(1, 16, 2)));
+        assert!(!resume_wedges(Version::new(1, 15, 1)));
         assert!(restore_hangs("1.16.0".parse().unwrap()));
         assert!(!restore_hangs("1.16.1".parse().unwrap()));
         assert!(diff_corrupts(Version::new(1, 14, 1), 4096));

@@ -38,6 +38,15 @@ enum Version {
     Two,
 }
 
+/// Why no limits can be set: nothing of the control groups is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no control groups with a memory controller are mounted here, as under `ip netns exec`, which \
+     mounts a /sys of its own: start Kiln outside of it (`nsenter --net=/run/netns/NAME` keeps \
+     them), or mount them"
+)]
+pub struct CgroupsHidden;
+
 /// The control groups of this host, as far as they are needed here.
 #[derive(Debug)]
 pub(crate) struct Hierarchy {
@@ -75,6 +84,14 @@ impl Hierarchy {
         }
     }
 
+    /// Whether there is anything at the mount: a mount namespace with a fresh `/sys` has not.
+    fn is_visible(&self) -> bool {
+        match self.version {
+            Version::Two => true,
+            Version::One => self.mount.join("memory").is_dir(),
+        }
+    }
+
     /// Makes the group `parent/name` with its limits. A group of that name must not exist.
     pub(crate) fn make(
         &self,
@@ -82,6 +99,12 @@ impl Hierarchy {
         name: &str,
         limits: Limits,
     ) -> Result<Cgroup, JailError> {
+        if !self.is_visible() {
+            return Err(step("find the control groups", &self.mount)(Error::new(
+                ErrorKind::NotFound,
+                CgroupsHidden,
+            )));
+        }
         let mut made = Cgroup { dirs: Vec::new() };
         match self.make_all(parent, name, limits, &mut made) {
             Ok(()) => Ok(made),
@@ -353,7 +376,7 @@ mod tests {
     /// Version 2 on a plain directory: what is written where. (A kernel of version 1 runs these
     /// tests too; the real limits are read back by the engines' tests.)
     #[test]
-    fn version_2_gets_its_own_words() {
+    fn b5_2_version_2_gets_its_own_words() {
         let dir = tempfile::tempdir().unwrap();
         for file in ["cgroup.controllers", "cgroup.subtree_control"] {
             std::fs::write(dir.path().join(file), "cpu pids").unwrap();
@@ -373,6 +396,18 @@ mod tests {
         assert!(hierarchy.make("kiln", "m", LIMITS).is_err());
     }
 
+    /// As under `ip netns exec`: a `/sys` without control groups.
+    #[test]
+    fn b5_2_hidden_control_groups_are_told_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Hierarchy::at(dir.path())
+            .make("kiln", "m", LIMITS)
+            .unwrap_err();
+        assert_eq!(error.code(), crate::Code::CgroupsHidden);
+        assert!(error.source.to_string().contains("ip netns exec"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
     #[test]
     fn a_process_is_where_the_kernel_says() {
         let lines = "9:name=systemd:/\n4:cpu,cpuacct:/kiln/m\n8:memory:/kiln/m-2\n0::/kiln/m\n";
@@ -385,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_has_a_directory_for_each_controller() {
+    fn b5_2_version_1_has_a_directory_for_each_controller() {
         let plan = Hierarchy {
             mount: "/c".into(),
             version: Version::One,
@@ -413,8 +448,8 @@ mod tests {
     }
 
     #[test]
-    fn the_end_takes_everything_with_it() {
-        let test = "the_end_takes_everything_with_it";
+    fn b5_2_the_end_takes_everything_with_it() {
+        let test = "b5_2_the_end_takes_everything_with_it";
         let name = format!("t-{}", std::process::id());
         let group = match Hierarchy::of_host().make("kiln-test", &name, LIMITS) {
             Ok(group) => group,

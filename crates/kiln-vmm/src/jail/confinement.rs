@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{Error, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -136,7 +137,7 @@ impl Confinement {
                 Filtered::One => threads.iter().any(|thread| thread.seccomp),
             },
             pid_namespace: differs("ns/pid"),
-            own_root: differs("ns/mnt"),
+            own_root: has_own_root(pid),
             cgroup: jail.is_some_and(|jail| Cgroup::of(jail.cgroups.clone()).holds(pid)),
         })
     }
@@ -161,6 +162,16 @@ impl Confinement {
         }
         Ok(breaches)
     }
+}
+
+/// A mount namespace alone is none: it can show the host's files.
+fn has_own_root(pid: u32) -> bool {
+    let root = |path: &str| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.dev(), data.ino()))
+    };
+    let theirs = root(&format!("/proc/{pid}/root/."));
+    theirs.is_some() && theirs != root("/proc/self/root/.")
 }
 
 /// What `/proc/<pid>/task/<tid>/status` says of one thread.

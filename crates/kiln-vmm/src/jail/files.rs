@@ -62,6 +62,20 @@ pub(super) fn bring_in(
     }
 }
 
+/// A node of the same character device, which the owner may read and write.
+pub(super) fn node_like(device: &Path, to: &Path, owner: (u32, u32)) -> Result<(), JailError> {
+    let data = std::fs::metadata(device).map_err(step("examine", device))?;
+    if !data.file_type().is_char_device() {
+        return Err(step("use as a device", device)(
+            ErrorKind::InvalidInput.into(),
+        ));
+    }
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, to, FileType::CharacterDevice, mode, data.rdev())
+        .map_err(|errno| step("make the device", to)(errno.into()))?;
+    give_to(to, owner.0, owner.1)
+}
+
 fn node(device: u64, to: &Path, access: Access, owner: (u32, u32)) -> Result<Way, JailError> {
     let mode = match access {
         Access::Read => Mode::RUSR,

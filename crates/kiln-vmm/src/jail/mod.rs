@@ -181,6 +181,19 @@ impl Jail {
         Ok(Path::new("/").join(name))
     }
 
+    /// Lets the VMM, and no other user, have a character device of the host under its own name: a
+    /// node of the jail's, mounted over it where only the VMM sees it. Neither the group nor the
+    /// mode of the host's node matters, and the VMM joins no group for it.
+    pub(crate) fn give_device(&mut self, device: &Path, name: &str) -> Result<(), JailError> {
+        let Some(root) = self.root() else {
+            return Ok(());
+        };
+        let node = root.join(name);
+        files::node_like(device, &node, (self.record.uid, self.record.gid))?;
+        self.binds.push((c_string(&node)?, c_string(device)?));
+        Ok(())
+    }
+
     /// Mounts that the VMM's mount namespace needs.
     pub(crate) fn binds(&self) -> &[(CString, CString)] {
         &self.binds

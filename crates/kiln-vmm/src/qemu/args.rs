@@ -135,6 +135,20 @@ fn nics(args: &mut Words, spec: &MachineSpec, fds: &[RawFd]) {
             ),
         );
     }
+    user_network(args, spec, fds);
+}
+
+/// Behind the TAPs, the connection to whoever carries the packets. QEMU 7.2 or newer.
+fn user_network(args: &mut Words, spec: &MachineSpec, fds: &[RawFd]) {
+    if let (Some(network), Some(fd)) = (&spec.options.user_network, fds.get(spec.nics.len())) {
+        let peer = format!("stream,id=usernet,server=off,addr.type=fd,addr.str={fd}");
+        args.option("-netdev", peer);
+        let card = format!(
+            "virtio-net-device,id=usernic,netdev=usernet,mac={}",
+            network.mac
+        );
+        args.option("-device", card);
+    }
 }
 
 /// The engine's own kernel arguments; where each came from is in the reference measurements.
@@ -328,6 +342,24 @@ mod tests {
         assert_eq!(behind("-netdev"), "tap,id=net0,fd=9,vhost=off");
         let nic = "virtio-net-device,id=nic0,netdev=net0,mac=06:00:ac:1e:00:02";
         assert!(args.iter().any(|arg| arg == nic));
+    }
+
+    #[test]
+    fn a_user_network_is_the_connection_behind_the_taps() {
+        let mut spec = spec("/k");
+        spec.options.user_network = Some(crate::UserNetwork {
+            socket: "/x,y/s".into(),
+            mac: "06:00:ac:1e:00:03".parse().unwrap(),
+        });
+        let mut args = Words::default();
+        nics(&mut args, &spec, &[9, 10]);
+        let all = args.0.join(" ");
+        assert!(all.contains("addr.type=fd,addr.str=10"), "{all}");
+        assert!(
+            all.contains("netdev=usernet,mac=06:00:ac:1e:00:03"),
+            "{all}"
+        );
+        assert!(!all.contains("/x"), "{all}");
     }
 
     proptest! {

@@ -15,10 +15,11 @@ use super::qmp::{Qmp, QmpError};
 use super::{AGENT_SOCKET, ANSWER, QMP_SOCKET, devices, snapshot};
 use crate::console::ConsoleLog;
 use crate::error::{Diagnostics, MachineError};
-use crate::instance::{CallError, Instance, RuntimeFiles};
+use crate::instance::{CallError, FIRST_CALL, Instance, RuntimeFiles};
 use crate::jail::{Confinement, Filtered, Promise};
 use crate::machine::{
-    AgentEndpoint, BootTimings, Exit, Machine, MachineRecord, MachineSpec, MachineState,
+    AgentEndpoint, BootTimings, Exit, Machine, MachineInfo, MachineRecord, MachineSpec,
+    MachineState,
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
@@ -211,7 +212,7 @@ impl Machine for QemuMachine {
         let begin = Instant::now();
         let qmp = self
             .instance
-            .call("answer", "starting", start(stream))
+            .call(FIRST_CALL, "starting", start(stream))
             .await?;
         let qmp = Arc::new(qmp);
         let control = begin.elapsed();
@@ -250,6 +251,28 @@ impl Machine for QemuMachine {
     async fn resume(&self) -> Result<(), MachineError> {
         let (from, to) = (MachineState::Paused, MachineState::Running);
         self.change("resume", "resuming", "cont", from, to).await
+    }
+
+    async fn info(&self) -> Result<MachineInfo, MachineError> {
+        let call = "tell its version";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        let qmp = self.qmp_of_guest(call)?;
+        let asked = async {
+            let version = qmp.command("query-version", Value::Null, ANSWER).await;
+            version.map_err(call_error)
+        };
+        let told = self.instance.call(call, "answering", asked).await?;
+        let number = |part: &str| told["qemu"][part].as_u64().unwrap_or(0);
+        Ok(MachineInfo {
+            id: self.instance.record().id.clone(),
+            state: self.instance.state(),
+            vmm_version: format!(
+                "{}.{}.{}",
+                number("major"),
+                number("minor"),
+                number("micro")
+            ),
+        })
     }
 
     async fn press_ctrl_alt_del(&self) -> Result<(), MachineError> {

@@ -15,7 +15,6 @@ mod template;
 mod tsc;
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +62,8 @@ const MAX_NICS: usize = 3;
 const OWN_MEMORY_MIB: u64 = 192;
 /// Its threads beside the guest's processors: workers for I/O come and go, up to 64.
 const OWN_THREADS: u32 = 96;
+
+const KVM: &str = "/dev/kvm";
 
 /// How long QEMU may take to answer. A dead QEMU is noticed at once, so this is for one that
 /// hangs; a loaded machine gets its time.
@@ -180,7 +181,7 @@ impl QemuEngine {
             &self.kernel_args,
             &inherited,
         ));
-        command.surround(surroundings(spec, jail, acceleration)?);
+        command.surround(surroundings(spec, jail)?);
         Ok(command)
     }
 
@@ -243,14 +244,19 @@ struct Opened {
 fn prepare(
     spec: &MachineSpec,
     limits: Limits,
-    host: &HostFacts,
+    (host, acceleration): (&HostFacts, Acceleration),
     templates: &Templates,
     made: &mut MadeFiles,
 ) -> Result<(Option<Jail>, Opened), SpawnError> {
     let mut jail = None;
     if let Some(wanted) = &spec.jail {
         let dir = wanted.base_dir.join("qemu").join(&spec.id);
-        jail = Some(Jail::make(spec, wanted, Some(dir), limits)?);
+        let mut made = Jail::make(spec, wanted, Some(dir), limits)?;
+        if acceleration == Acceleration::Kvm {
+            // QEMU opens it by itself, by the one name that it knows.
+            made.give_device(Path::new(KVM), "kvm")?;
+        }
+        jail = Some(made);
     }
     let (mut kernel, mut initramfs) = (None, None);
     if spec.restore.is_none() {
@@ -268,9 +274,23 @@ fn prepare(
             .iter()
             .map(|disk| open(&disk.path, Access::to(disk)))
             .collect::<Result<_, _>>()?,
-        taps: tap::open_all(open_netns(spec)?, &spec.nics)?,
+        taps: cards(spec)?,
     };
     Ok((jail, opened))
+}
+
+/// The TAPs, then the connection of a user-mode network.
+fn cards(spec: &MachineSpec) -> Result<Vec<OwnedFd>, SpawnError> {
+    let mut cards = tap::open_all(open_netns(spec)?, &spec.nics)?;
+    if let Some(network) = &spec.options.user_network {
+        let connected = std::os::unix::net::UnixStream::connect(&network.socket);
+        let connection = connected.map_err(|source| SpawnError::Runtime {
+            path: network.socket.clone(),
+            source,
+        })?;
+        cards.push(connection.into());
+    }
+    Ok(cards)
 }
 
 /// QEMU opens these again, as the user that it is then: in a jail they are made readable for it.
@@ -329,11 +349,7 @@ fn open(path: &Path, access: Access) -> Result<OwnedFd, SpawnError> {
         })
 }
 
-fn surroundings(
-    spec: &MachineSpec,
-    jail: Option<&Jail>,
-    acceleration: Acceleration,
-) -> Result<Surroundings, SpawnError> {
+fn surroundings(spec: &MachineSpec, jail: Option<&Jail>) -> Result<Surroundings, SpawnError> {
     let Some(jail) = jail else {
         return Ok(Surroundings {
             netns: open_netns(spec)?,
@@ -341,32 +357,18 @@ fn surroundings(
             ..Surroundings::default()
         });
     };
-    let groups = match acceleration {
-        // QEMU opens it by itself.
-        Acceleration::Kvm => vec![group_of(Path::new("/dev/kvm"))?],
-        Acceleration::Tcg => Vec::new(),
-    };
     Ok(Surroundings {
         netns: open_netns(spec)?,
         pid_namespace: true,
         cgroups: jail.group().doors()?,
-        binds: Vec::new(),
+        binds: jail.binds().to_vec(),
         no_new_privs: true,
         user: Some(User {
             uid: Uid::from_raw(jail.record().uid),
             gid: Gid::from_raw(jail.record().gid),
-            groups,
+            groups: Vec::new(),
         }),
     })
-}
-
-fn group_of(path: &Path) -> Result<Gid, SpawnError> {
-    std::fs::metadata(path)
-        .map(|data| Gid::from_raw(data.gid()))
-        .map_err(|source| SpawnError::Runtime {
-            path: path.to_owned(),
-            source,
-        })
 }
 
 #[async_trait]
@@ -384,9 +386,11 @@ impl Engine for QemuEngine {
         self.check(spec)?;
         let (preparing, limits) = (spec.clone(), self.limits_of(spec));
         let (host, templates) = (self.host.clone(), Arc::clone(&self.templates));
+        let acceleration = self.capabilities.acceleration;
         let (jail, opened, mut made) = off_the_runtime(move || {
             let mut made = MadeFiles::default();
-            let (jail, opened) = prepare(&preparing, limits, &host, &templates, &mut made)?;
+            let host = (&host, acceleration);
+            let (jail, opened) = prepare(&preparing, limits, host, &templates, &mut made)?;
             Ok::<_, SpawnError>((jail, opened, made))
         })
         .await?;

@@ -125,6 +125,29 @@ async fn with_nothing_the_error_names_every_reason_and_what_to_install() {
     }
 }
 
+/// What is there and broken is nobody's to replace, and where KVM is of no use nothing is missed.
+#[test]
+fn only_what_is_not_there_is_missed() {
+    let finding = |about, usable, missing| Finding {
+        about,
+        usable,
+        detail: String::new(),
+        missing,
+    };
+    let lacks = |kvm, fc_missing| {
+        SelectError::None(vec![
+            finding(Subject::Kvm, kvm, false),
+            finding(Subject::Firecracker, false, fc_missing),
+            finding(Subject::Qemu, false, true),
+        ])
+        .lacks_firecracker()
+    };
+    assert!(lacks(true, true));
+    assert!(!lacks(true, false) && !lacks(false, true));
+    assert!(SelectError::NoFirecracker.lacks_firecracker());
+    assert!(!SelectError::UnusableKvm(emulates()).lacks_firecracker());
+}
+
 #[test]
 fn the_words_of_the_command_line() {
     assert_eq!("auto".parse(), Ok(EnginePreference::Auto));

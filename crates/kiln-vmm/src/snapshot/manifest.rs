@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::digest::{known_sha256, sha256};
 use super::{MANIFEST, MEMORY, STATE, SnapshotError, SnapshotKind, file};
 use crate::machine::{EngineKind, MachineRecord, MachineSpec};
 use crate::nic::MacAddress;
@@ -42,6 +42,9 @@ pub struct Manifest {
     pub disks: Vec<DiskFacts>,
     /// Its interfaces, in order.
     pub nics: Vec<NicFacts>,
+    /// SHA-256 in hex of the kernel that it booted, where that was still there.
+    #[serde(default)]
+    pub kernel_sha256: Option<String>,
     /// The guest's memory.
     pub memory: FileFacts,
     /// Everything else.
@@ -94,7 +97,7 @@ pub struct NicFacts {
 pub struct FileFacts {
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 in hex; of the memory only when it was asked for, since it is large.
+    /// SHA-256 in hex; of the memory only when it was [sealed](super::seal), since it is large.
     pub sha256: Option<String>,
 }
 
@@ -120,20 +123,6 @@ impl FileFacts {
             sha256: None,
         })
     }
-}
-
-fn sha256(path: &Path) -> Result<String, SnapshotError> {
-    let mut opened = File::open(path).map_err(file("open", path))?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match opened.read(&mut buffer).map_err(file("read", path))? {
-            0 => break,
-            count => digest.update(&buffer[..count]),
-        }
-    }
-    let digest = digest.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Something that does not fit.
@@ -191,6 +180,7 @@ impl Manifest {
             agent: shape.agent,
             disks,
             nics: shape.nics.clone(),
+            kernel_sha256: shape.kernel.as_deref().and_then(kernel_sha256),
             memory,
             state,
         }
@@ -277,13 +267,32 @@ impl Manifest {
         found.0
     }
 
-    /// Which files in `dir` are not those of the manifest. The memory's content is not read.
+    /// Whether a machine that is said to have booted `kernel` booted another one.
+    pub(crate) fn mismatches_of_kernel(
+        &self,
+        kernel: &Path,
+    ) -> Result<Vec<Mismatch>, SnapshotError> {
+        let mut found = Found::default();
+        if let Some(theirs) = &self.kernel_sha256
+            && !kernel.as_os_str().is_empty()
+        {
+            found.differs("kernel of the guest", theirs, &known_sha256(kernel)?);
+        }
+        Ok(found.0)
+    }
+
+    /// Which files in `dir` are not those of the manifest. The memory's content is read where its
+    /// digest is known: the first time, and when the file was written to.
     pub(crate) fn mismatches_of_files(&self, dir: &Path) -> Result<Vec<Mismatch>, SnapshotError> {
         let mut mismatches = Vec::new();
         let mut wrong = |name, problem| mismatches.push(Mismatch::File { name, problem });
         let memory = FileFacts::sized(&dir.join(MEMORY))?;
         if memory.bytes != self.memory.bytes {
             wrong(MEMORY, "has another size than was written");
+        } else if let Some(expected) = &self.memory.sha256
+            && known_sha256(&dir.join(MEMORY))? != *expected
+        {
+            wrong(MEMORY, "has another content than was written");
         }
         let state = FileFacts::digested(&dir.join(STATE))?;
         if state.bytes != self.state.bytes {
@@ -293,6 +302,13 @@ impl Manifest {
         }
         Ok(mismatches)
     }
+}
+
+/// A kernel that is gone by now cannot be told.
+fn kernel_sha256(kernel: &Path) -> Option<String> {
+    known_sha256(kernel)
+        .inspect_err(|error| tracing::warn!(%error, "a snapshot does not name its kernel"))
+        .ok()
 }
 
 impl HostFacts {
@@ -370,6 +386,7 @@ mod tests {
             agent: true,
             disks: vec![],
             nics: vec![],
+            kernel_sha256: None,
             memory: FileFacts {
                 bytes: 3,
                 sha256: None,
@@ -415,6 +432,37 @@ mod tests {
         assert_eq!(manifest.mismatches_of_files(dir.path()).unwrap().len(), 2);
         std::fs::remove_file(dir.path().join(STATE)).unwrap();
         assert!(manifest.mismatches_of_files(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_sealed_memory_and_a_kernel_are_held_against_their_digests() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at(MEMORY), "abc").unwrap();
+        std::fs::write(at(STATE), "de").unwrap();
+        std::fs::write(at("vmlinux"), "kernel").unwrap();
+        let mut manifest = manifest();
+        manifest.state = FileFacts::digested(&at(STATE)).unwrap();
+        manifest.kernel_sha256 = kernel_sha256(&at("vmlinux"));
+        manifest.write(&at(MANIFEST)).unwrap();
+        assert_eq!(manifest.mismatches_of_kernel(&at("vmlinux")).unwrap(), []);
+        assert_eq!(manifest.mismatches_of_kernel(Path::new("")).unwrap(), []);
+        std::fs::write(at("vmlinux"), "another").unwrap();
+        let found = manifest.mismatches_of_kernel(&at("vmlinux")).unwrap();
+        assert!(found[0].to_string().starts_with("kernel of the guest: "));
+
+        // As long as nobody has sealed it, the content of the memory is not looked at.
+        std::fs::write(at(MEMORY), "abd").unwrap();
+        assert_eq!(manifest.mismatches_of_files(dir.path()).unwrap(), []);
+        let sealed = crate::snapshot::seal(dir.path()).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), sealed);
+        assert_eq!(sealed.mismatches_of_files(dir.path()).unwrap(), []);
+        std::fs::write(at(MEMORY), "xyz").unwrap();
+        let found = sealed.mismatches_of_files(dir.path()).unwrap();
+        assert_eq!(
+            found[0].to_string(),
+            "its memory has another content than was written"
+        );
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //! Disks are the caller's business: it copies them while the machine is paused. A snapshot never
 //! changes once it is there; machines map its memory as long as they live.
 
+mod digest;
 mod manifest;
 mod publish;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::manifest::{DiskFacts, FileFacts, HostFacts, Manifest, Mismatch, NicFacts};
+pub use self::publish::seal;
 pub(crate) use self::publish::{Partial, clone_file, copy_data};
 use crate::machine::{EngineKind, MachineSpec};
 
@@ -67,6 +69,19 @@ pub struct UffdHandler {
     pub args: Vec<String>,
 }
 
+impl UffdHandler {
+    /// The program that calls this, by its command [`uffd::COMMAND`](crate::uffd::COMMAND): the
+    /// file that runs, even when another was installed in its place meanwhile, and whoever may
+    /// look at the directory that it is in.
+    #[must_use]
+    pub fn this_program() -> Self {
+        Self {
+            program: "/proc/self/exe".into(),
+            args: vec![crate::uffd::COMMAND.to_owned()],
+        }
+    }
+}
+
 /// Why there is no snapshot, or none that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -107,7 +122,8 @@ fn list(mismatches: &[Mismatch]) -> String {
 }
 
 /// Reads the manifest of the snapshot that `spec` begins from, and holds it against the machine,
-/// the host and the engine. Nothing of the snapshot but small files is read.
+/// the host and the engine. Of large files only those are read whose digests are known, and only
+/// the first time.
 pub(crate) fn checked(
     spec: &MachineSpec,
     restore: &Restore,
@@ -117,6 +133,7 @@ pub(crate) fn checked(
     let manifest = Manifest::read(&restore.dir)?;
     let mut mismatches = manifest.mismatches(engine, host);
     mismatches.extend(manifest.mismatches_of_machine(spec));
+    mismatches.extend(manifest.mismatches_of_kernel(&spec.boot.kernel)?);
     mismatches.extend(manifest.mismatches_of_files(&restore.dir)?);
     if mismatches.is_empty() {
         Ok(manifest)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
+use super::digest::known_sha256;
 use super::{MANIFEST, MEMORY, Manifest, STATE, SnapshotError, file};
 
 /// A snapshot that is being made: dropped, it is removed.
@@ -99,6 +100,23 @@ impl Drop for Partial {
             tracing::warn!(path = %self.dir.display(), %error, "cannot undo a snapshot");
         }
     }
+}
+
+/// Adds the digest of the memory to the snapshot in `dir`: from now on, every machine that begins
+/// from it has its content checked. Reads all of the memory; blocks.
+///
+/// # Errors
+/// There is no snapshot, or it cannot be read or written.
+pub fn seal(dir: &Path) -> Result<Manifest, SnapshotError> {
+    let mut manifest = Manifest::read(dir)?;
+    manifest.memory.sha256 = Some(known_sha256(&dir.join(MEMORY))?);
+    let path = dir.join(MANIFEST);
+    let partial = dir.join("manifest.partial");
+    manifest.write(&partial)?;
+    sync(&partial)?;
+    std::fs::rename(&partial, &path).map_err(file("publish", &path))?;
+    sync(dir)?;
+    Ok(manifest)
 }
 
 fn own_uid() -> u32 {

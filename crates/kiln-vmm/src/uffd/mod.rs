@@ -24,6 +24,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub use protocol::{Region, RegionError, parse_regions};
 
+/// The command of the program `kiln` that [serves](serve).
+pub const COMMAND: &str = "serve-pages";
+
 /// Names the descriptors that a handler inherits: `listener=5,memory=6,vmm=7`.
 pub const VARIABLE: &str = "KILN_UFFD";
 

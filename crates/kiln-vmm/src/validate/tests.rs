@@ -55,7 +55,7 @@ fn a_good_machine_has_no_fault() {
 }
 
 #[test]
-fn all_faults_are_told_together() {
+fn a5_1_all_faults_are_told_together() {
     let dir = tempfile::tempdir().unwrap();
     let mut spec = good(dir.path());
     let disk = spec.disks[0].clone();

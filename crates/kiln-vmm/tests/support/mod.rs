@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_vmm::console::ConsoleLog;
-use kiln_vmm::{Boot, Disk, Machine, MachineRecord, MachineSpec};
+use kiln_vmm::{Boot, Disk, Engine, Machine, MachineRecord, MachineSpec, SpawnError};
 use rustix::process::{Pid, Signal};
 
 /// A generous deadline: the machine may be busy.
@@ -168,6 +168,15 @@ impl Drop for Owned {
         if kiln_vmm::process::identify(pid).is_ok_and(|identity| identity == *process) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
+    }
+}
+
+/// Why `engine` does not spawn the machine. One that is spawned all the same does not outlive the
+/// test that it fails.
+pub(crate) async fn refused(engine: &dyn Engine, spec: &MachineSpec) -> SpawnError {
+    match engine.spawn(spec).await.map(Owned::new) {
+        Ok(machine) => panic!("spawned: {:?}", machine.record()),
+        Err(error) => error,
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::error::{ConnectionError, GuestError};
 use super::meet::Stream;
+use super::port::PortStream;
 use super::{AgentInfo, GuestIdentity};
 
 /// Bytes that a stream may hold: the multiplexer's smallest window, which never grows here.
@@ -164,6 +165,15 @@ impl Streams {
 }
 
 impl Operation {
+    /// The rest of the stream as a connection's.
+    pub(super) fn into_port(self) -> PortStream {
+        PortStream {
+            reader: self.reader,
+            writer: self.writer,
+            _permit: self._permit,
+        }
+    }
+
     /// The agent's next answer.
     pub(super) async fn reply(&mut self) -> Result<reply::Kind, GuestError> {
         let reply = self.reader.next::<Reply>().await?;

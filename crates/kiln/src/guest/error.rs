@@ -73,6 +73,10 @@ pub enum Refusal {
     Busy,
     /// The guest is going down.
     PoweringOff,
+    /// Nothing in the guest takes connections at the port.
+    PortClosed,
+    /// The agent does not know the request: it is of an older Kiln, kept by a snapshot.
+    TooOld,
     /// There is no such file or directory.
     NoSuchFile,
     /// The guest's file system refused something.
@@ -122,6 +126,7 @@ impl From<WireError> for GuestError {
             ErrorCode::Replaced => Refusal::Replaced,
             ErrorCode::Busy => Refusal::Busy,
             ErrorCode::PoweringOff => Refusal::PoweringOff,
+            ErrorCode::PortClosed => Refusal::PortClosed,
             ErrorCode::NoSuchFile => Refusal::NoSuchFile,
             ErrorCode::FileRefused => Refusal::FileRefused,
             ErrorCode::BadRequest | ErrorCode::Flooded => Refusal::BadRequest,

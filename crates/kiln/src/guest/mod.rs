@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod link;
 mod meet;
+mod port;
 mod session;
 mod unread;
 
@@ -18,8 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_agent_proto::message::{
-    Attach, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry, reply, request,
+    Attach, Connect, Exec, GetStats, Kill, ListSessions, Power, PowerMode, Request, SessionEntry,
+    reply, request,
 };
+use kiln_agent_proto::version;
 use kiln_vmm::AgentEndpoint;
 use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
@@ -27,17 +30,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use error::{GuestError, Refusal};
 pub use files::{TreeDownload, TreeUpload};
+pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
 
 use crate::exec::{ExecSpec, SessionInfo};
+use crate::process::Completed;
 use connection::Operation;
 use link::{Keeper, LinkState, Up};
 use meet::Meeting;
 
 /// How long an operation waits for a connection and its answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Time between TERM and KILL when a guest is powered off.
-const POWER_OFF_GRACE: Duration = Duration::from_secs(5);
 /// Events that a slow subscriber may be behind.
 const EVENTS: usize = 64;
 /// Sessions that a guest may have us list.
@@ -203,12 +206,30 @@ impl GuestLink {
     /// the command is at fault); [`GuestError::Lost`] when the connection broke before the
     /// answer: the command may run then.
     pub(crate) async fn exec(&self, spec: &ExecSpec) -> Result<ExecSession, GuestError> {
-        let request = Request::of(request::Kind::Exec(session::wire_spec(spec)));
+        self.start(session::wire_spec(spec)).await
+    }
+
+    /// As [`GuestLink::exec`], with what the image says about the command.
+    pub(crate) async fn exec_completed(
+        &self,
+        completed: &Completed,
+    ) -> Result<ExecSession, GuestError> {
+        self.start(Exec {
+            make_cwd: completed.make_cwd,
+            stop_signal: completed.stop_signal,
+            ..session::wire_spec(&completed.spec)
+        })
+        .await
+    }
+
+    async fn start(&self, exec: Exec) -> Result<ExecSession, GuestError> {
+        let has_terminal = exec.tty.is_some();
+        let request = Request::of(request::Kind::Exec(exec));
         let (up, operation, kind) = self.shared.call_once(&request).await?;
         match kind {
             reply::Kind::Started(started) => Ok(session::start(
                 Arc::clone(&self.shared),
-                session::Progress::new(started, spec.tty.is_some(), up.info.instance),
+                session::Progress::new(started, has_terminal, up.info.instance),
                 operation,
                 up.epoch,
             )),
@@ -266,16 +287,8 @@ impl GuestLink {
         self.command(request::Kind::Kill(Kill { session })).await
     }
 
-    /// Asks the guest to power itself off: TERM to all, KILL after five seconds, disks written
-    /// out. Returns when it has agreed.
-    ///
-    /// # Errors
-    /// No connection or answer in time.
-    pub(crate) async fn power_off(&self) -> Result<(), GuestError> {
-        self.power_off_within(POWER_OFF_GRACE).await
-    }
-
-    /// As [`GuestLink::power_off`], with another time between TERM and KILL.
+    /// Asks the guest to power itself off: its main process first, then TERM to all, KILL when the
+    /// grace is over, disks written out. Returns when it has agreed.
     ///
     /// # Errors
     /// No connection or answer in time.
@@ -285,6 +298,34 @@ impl GuestLink {
             grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX),
         }))
         .await
+    }
+
+    /// Connects to a port of the guest's loopback address.
+    ///
+    /// # Errors
+    /// [`Refusal::PortClosed`] when nothing listens there; [`Refusal::TooOld`] when the agent cannot
+    /// do that; no connection or answer in time.
+    pub(crate) async fn connect(&self, port: u16) -> Result<PortStream, GuestError> {
+        if self.ready_within(ANSWER).await?.version < version::CONNECT {
+            return Err(GuestError::Refused {
+                kind: Refusal::TooOld,
+                message: "the guest's agent is too old to forward ports".to_owned(),
+            });
+        }
+        let port = u32::from(port);
+        let request = Request::of(request::Kind::Connect(Connect { port }));
+        match self.shared.call_once(&request).await? {
+            (_, operation, reply::Kind::Done(_)) => Ok(operation.into_port()),
+            _ => Err(GuestError::Protocol(
+                "it answers a connect with something else",
+            )),
+        }
+    }
+
+    async fn ready_within(&self, patience: Duration) -> Result<Arc<AgentInfo>, GuestError> {
+        timeout(patience, self.ready())
+            .await
+            .unwrap_or_else(|_| Err(self.shared.too_late(patience)))
     }
 
     /// Figures of the guest.

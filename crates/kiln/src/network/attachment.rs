@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kiln_net::policy::Policy;
+use kiln_net::subnet::InterfaceName;
 use kiln_net::verify::Verification;
-use kiln_net::{GuestFacts, Network, NetworkRecord};
+use kiln_net::{GuestFacts, MemberRecord, Network, NetworkRecord};
 
 use super::host::blocking;
+use super::named::Membership;
 use crate::error::{Error, ErrorCode};
-use crate::store::{Leases, Store};
+use crate::store::{Leases, NamedNetworks, Owner, Store};
 
-/// A sandbox's network and its lease; clones share it. When the last one is dropped the network
+/// A sandbox's network, its own or a place in a shared one, and its lease; clones share it. When the last one is dropped the network
 /// stays, as the machine does; [`Attachment::release`] takes it down.
 #[derive(Clone)]
 pub(crate) struct Attachment {
@@ -29,19 +31,37 @@ impl WeakAttachment {
 struct Held {
     sandbox: String,
     store: Store,
-    network: Mutex<Option<Network>>,
+    network: Mutex<Option<Hold>>,
+}
+
+/// What is held.
+enum Hold {
+    /// One of its own.
+    Own(Network),
+    /// A place in one that is shared.
+    Member(Membership),
+}
+
+impl Hold {
+    fn close(self) -> Result<(), Error> {
+        match self {
+            Self::Own(network) => Ok(network.close()?),
+            Self::Member(membership) => membership.leave(),
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(network) = self.lock().take() {
+        // A place in a shared network stays by itself.
+        if let Some(Hold::Own(network)) = self.lock().take() {
             network.detach();
         }
     }
 }
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, Option<Network>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Hold>> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -59,7 +79,11 @@ impl Attachment {
     }
 
     pub(super) fn hold(&self, network: Network) {
-        *self.held.lock() = Some(network);
+        *self.held.lock() = Some(Hold::Own(network));
+    }
+
+    pub(super) fn hold_member(&self, membership: Membership) {
+        *self.held.lock() = Some(Hold::Member(membership));
     }
 
     /// Takes the network down and gives its lease back. One that is gone is a success. What
@@ -68,13 +92,16 @@ impl Attachment {
         let held = Arc::clone(&self.held);
         blocking(move || {
             let network = held.lock().take();
-            network.map_or(Ok(()), |network| Ok(network.close()?))
+            network.map_or(Ok(()), Hold::close)
         })
         .await?;
         let sandbox = self.held.sandbox.clone();
         self.held
             .store
-            .write(move |tx| Leases(tx).release(&sandbox))
+            .write(move |tx| {
+                NamedNetworks(tx).remove_member(&sandbox)?;
+                Leases(tx).release(Owner::Sandbox(&sandbox))
+            })
             .await?;
         Ok(())
     }
@@ -82,9 +109,12 @@ impl Attachment {
     /// Exchanges the policy of the running network, then writes down which one is in force.
     pub(crate) async fn update(&self, policy: Policy) -> Result<(), Error> {
         let record = self
-            .with(move |network| {
-                network.update(policy)?;
-                Ok(network.record())
+            .with(move |hold| match hold {
+                Hold::Own(network) => {
+                    network.update(policy)?;
+                    Ok(network.record())
+                }
+                Hold::Member(membership) => Err(shared_policy(membership.network())),
             })
             .await?;
         self.keep(record).await
@@ -94,8 +124,9 @@ impl Attachment {
     pub(super) async fn ensure(&self) -> Result<(), Error> {
         let held = Arc::clone(&self.held);
         let changed = blocking(move || match held.lock().as_mut() {
-            Some(network) => Ok(network.ensure()?.then(|| network.record())),
-            None => Ok(None),
+            Some(Hold::Own(network)) => Ok(network.ensure()?.then(|| network.record())),
+            // A shared network puts back all of its members at once.
+            Some(Hold::Member(_)) | None => Ok(None),
         })
         .await?;
         match changed {
@@ -112,31 +143,60 @@ impl Attachment {
         let sandbox = self.held.sandbox.clone();
         self.held
             .store
-            .write(move |tx| Leases(tx).update(&sandbox, &record))
+            .write(move |tx| Leases(tx).update(Owner::Sandbox(&sandbox), &record))
             .await?;
         Ok(())
     }
 
-    /// What there is on the host, and what the guest was told.
-    pub(crate) async fn facts(
+    /// Writes down what the sandbox is in a shared network.
+    pub(super) async fn keep_member(
         &self,
-    ) -> Result<(NetworkRecord, std::net::Ipv4Addr, GuestFacts), Error> {
-        self.with(|network| Ok((network.record(), network.address(), network.guest())))
-            .await
+        network: &str,
+        record: MemberRecord,
+    ) -> Result<(), Error> {
+        let (sandbox, network) = (self.held.sandbox.clone(), network.to_owned());
+        let kept = self
+            .held
+            .store
+            .write(move |tx| NamedNetworks(tx).put_member(&network, &sandbox, &record));
+        Ok(kept.await?)
+    }
+
+    /// What there is on the host, and what the guest was told.
+    pub(super) async fn facts(&self) -> Result<Facts, Error> {
+        self.with(|hold| {
+            Ok(match hold {
+                Hold::Own(network) => Facts {
+                    interface: network.record().interface,
+                    address: network.address(),
+                    guest: network.guest(),
+                },
+                Hold::Member(membership) => Facts {
+                    interface: membership.record.tap.clone(),
+                    address: membership.record.address,
+                    guest: membership.facts.clone(),
+                },
+            })
+        })
+        .await
     }
 
     /// The questions that prove the policy.
     pub(super) async fn verification(&self) -> Result<Verification, Error> {
-        self.with(|network| Ok(network.verification()?)).await
+        self.with(|hold| match hold {
+            Hold::Own(network) => Ok(network.verification()?),
+            Hold::Member(membership) => membership.verification(),
+        })
+        .await
     }
 
     async fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Network) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut Hold) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let held = Arc::clone(&self.held);
         blocking(move || match held.lock().as_mut() {
-            Some(network) => work(network),
+            Some(hold) => work(hold),
             None => Err(Error::new(
                 ErrorCode::InvalidState,
                 format!("sandbox {} has no network now", held.sandbox),
@@ -144,4 +204,24 @@ impl Attachment {
         })
         .await
     }
+}
+
+/// A network that is there.
+pub(super) struct Facts {
+    /// On the host.
+    pub(super) interface: InterfaceName,
+    /// Where the host reaches the guest.
+    pub(super) address: std::net::Ipv4Addr,
+    pub(super) guest: GuestFacts,
+}
+
+fn shared_policy(network: &str) -> Error {
+    Error::new(
+        ErrorCode::InvalidNetworkPolicy,
+        format!("the sandbox shares network {network}, whose policy is its own"),
+    )
+    .with_hint(format!(
+        "`kiln network update {network}` changes it; other ports are published while the sandbox is \
+         stopped"
+    ))
 }

@@ -2,8 +2,10 @@
 
 use kiln_net::dns::ServeError;
 use kiln_net::verify::VerifyError;
-use kiln_net::{CloseError, HostError, NamespaceError, NetlinkError, NetworkError};
+use kiln_net::wireguard::WireGuardError;
+use kiln_net::{BridgeError, CloseError, HostError, NamespaceError, NetlinkError, NetworkError};
 
+use super::user;
 use crate::error::{Error, ErrorCode};
 
 impl From<HostError> for Error {
@@ -50,6 +52,72 @@ impl From<NetworkError> for Error {
     }
 }
 
+impl From<BridgeError> for Error {
+    fn from(error: BridgeError) -> Self {
+        let (code, hint) = match &error {
+            BridgeError::SubnetTaken { .. } => (ErrorCode::InvalidSubnet, "choose another subnet"),
+            BridgeError::Exhausted(_) => (
+                ErrorCode::AddressesExhausted,
+                "remove sandboxes from the network, or make one with a larger subnet",
+            ),
+            BridgeError::AddressTaken { .. } => {
+                (ErrorCode::BridgeFailed, "choose another address, or none")
+            }
+            BridgeError::PerMember { .. } => (
+                ErrorCode::InvalidNetworkPolicy,
+                "give it to each sandbox instead",
+            ),
+            BridgeError::NotInKernel => (
+                ErrorCode::BridgeFailed,
+                "load the module nft_bridge, or use networks of sandboxes' own",
+            ),
+            BridgeError::Network(NetworkError::PortTaken { .. }) => {
+                (ErrorCode::PortTaken, "publish another port of the host")
+            }
+            BridgeError::Network(NetworkError::Slot { .. }) => (
+                ErrorCode::AddressesExhausted,
+                "remove networks or sandboxes that are not needed any more",
+            ),
+            BridgeError::Network(NetworkError::Tap(_)) => {
+                (ErrorCode::TapFailed, "the kernel needs /dev/net/tun")
+            }
+            _ => (
+                ErrorCode::BridgeFailed,
+                "the kernel needs bridges and nf_tables",
+            ),
+        };
+        Self::new(code, "the network that sandboxes share failed")
+            .with_source(error)
+            .with_hint(hint)
+    }
+}
+
+impl From<WireGuardError> for Error {
+    fn from(error: WireGuardError) -> Self {
+        let (code, hint) = match &error {
+            WireGuardError::Table { .. } => (
+                ErrorCode::InvalidWireGuard,
+                "choose another routing table, or none",
+            ),
+            WireGuardError::InterfaceName { .. } => (
+                ErrorCode::InvalidWireGuard,
+                "choose another name for the tunnel",
+            ),
+            WireGuardError::NotInKernel => (
+                ErrorCode::WireGuardFailed,
+                "load the module wireguard, or use a tunnel that exists",
+            ),
+            _ => (
+                ErrorCode::WireGuardFailed,
+                "the tunnel, its routing table and its peers must be there to be used",
+            ),
+        };
+        Self::new(code, "the tunnel cannot be used")
+            .with_source(error)
+            .with_hint(hint)
+    }
+}
+
 impl From<CloseError> for Error {
     fn from(error: CloseError) -> Self {
         let parts: Vec<String> = error.failures.iter().map(ToString::to_string).collect();
@@ -87,11 +155,16 @@ impl From<VerifyError> for Error {
 
 /// Why this host can make no networks.
 pub(super) fn unavailable(reason: &str) -> Error {
+    let hint = if user::find().is_some() {
+        "run the daemon as root; or, with QEMU and without a policy: --network user"
+    } else {
+        "run the daemon as root, or run without: --network none"
+    };
     Error::new(
         ErrorCode::NetworkUnavailable,
         format!("this host cannot make networks for sandboxes: {reason}"),
     )
-    .with_hint("run the daemon as root, or run without: --network none")
+    .with_hint(hint)
 }
 
 #[cfg(test)]
@@ -107,6 +180,44 @@ mod tests {
             pool: kiln_net::subnet::Cidr::ALL,
         };
         for error in [tap, slot] {
+            let code = error.code();
+            assert_eq!(Error::from(error).code().as_str(), code);
+        }
+    }
+
+    #[test]
+    fn a9_bridges_and_tunnels_keep_their_codes() {
+        let tap = || NetworkError::Tap(std::io::ErrorKind::PermissionDenied.into());
+        let subnet = kiln_net::subnet::Cidr::ALL;
+        let bridges = [
+            BridgeError::Network(tap()),
+            BridgeError::NotInKernel,
+            BridgeError::SubnetTaken {
+                subnet,
+                taken: subnet,
+            },
+            BridgeError::Exhausted(kiln_net::subnet::SubnetError::Exhausted { subnet }),
+            BridgeError::PerMember { field: "publish" },
+            BridgeError::AddressTaken {
+                address: std::net::Ipv4Addr::LOCALHOST,
+                subnet,
+            },
+        ];
+        for error in bridges {
+            let code = error.code();
+            assert_eq!(Error::from(error).code().as_str(), code);
+        }
+        let interface = kiln_net::subnet::InterfaceName::new("wg0").expect("name");
+        let tunnels = [
+            WireGuardError::NotInKernel,
+            WireGuardError::Table { table: 0 },
+            WireGuardError::TableTaken { table: 7 },
+            WireGuardError::InterfaceTaken {
+                interface: interface.clone(),
+            },
+            WireGuardError::NoInterface { interface },
+        ];
+        for error in tunnels {
             let code = error.code();
             assert_eq!(Error::from(error).code().as_str(), code);
         }

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_net::dns::{DnsOptions, Server, resolvers_of};
+use kiln_net::policy::PolicySpec;
 use kiln_net::subnet::{Cidr, InterfaceName};
 use kiln_net::{HostNetwork, HostOptions, Identity};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::error::unavailable;
+use super::firewalls::Firewalls;
+use super::named::{NamedNetwork, NewNetwork, Registry};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, ErrorCode};
 use crate::store::{Leases, Store};
@@ -18,6 +22,8 @@ use crate::store::{Leases, Store};
 /// The data directory whose networks have the plain names.
 const USUAL_DIRECTORY: &str = "/var/lib/kiln";
 const TUN: &str = "/dev/net/tun";
+/// What networks with names keep, below the data directory.
+const NAMED: &str = "networks";
 const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// The way to the host's network.
@@ -25,6 +31,8 @@ pub(crate) struct Networks {
     data_dir: PathBuf,
     pub(super) store: Store,
     pub(super) watched: Watched,
+    pub(super) named: Arc<Registry>,
+    pub(super) firewalls: Firewalls,
     opened: Mutex<Option<Opened>>,
 }
 
@@ -37,10 +45,13 @@ struct Opened {
 
 impl Networks {
     pub(crate) fn new(data_dir: &Path, store: Store) -> Self {
+        let named = Registry::new(data_dir.join(NAMED), store.clone());
         Self {
             data_dir: data_dir.to_owned(),
             store,
             watched: Watched::default(),
+            named: Arc::new(named),
+            firewalls: Firewalls::default(),
             opened: Mutex::new(None),
         }
     }
@@ -52,6 +63,21 @@ impl Networks {
         }
         let tun = std::fs::File::options().read(true).write(true).open(TUN);
         tun.err().map(|error| format!("{TUN}: {error}"))
+    }
+
+    /// What is known of the host's network without changing it, for people.
+    pub(crate) async fn findings(&self) -> Vec<String> {
+        if let Some(reason) = self.obstacle() {
+            return vec![format!("network: not usable: {reason}")];
+        }
+        let opened = self.opened.lock().await;
+        let host = opened.as_ref().map(|opened| opened.host.clone());
+        drop(opened);
+        let mut findings = vec!["network: usable".to_owned()];
+        if let Some(host) = host {
+            findings.extend(self.firewalls.look(&host).await);
+        }
+        findings
     }
 
     /// The host's network; made now if it is the first time.
@@ -82,9 +108,15 @@ impl Networks {
         self.store
             .write(move |tx| Leases(tx).keep_pool(&pool))
             .await?;
+        self.firewalls.pass(&host).await;
         let names = host.gate().serve().await?;
         info!(pool = %host.pool(), table = host.identity().table(), "the host's network is open");
-        let watch = Watch::begin(host.clone(), self.watched.clone());
+        let watch = Watch::begin(
+            host.clone(),
+            self.watched.clone(),
+            Arc::clone(&self.named),
+            self.firewalls.clone(),
+        );
         Ok(Opened {
             host,
             _names: names,
@@ -105,12 +137,12 @@ impl Networks {
                 return Ok(());
             }
         };
-        let keep = self
+        let mut keep: BTreeSet<InterfaceName> = self.named.settle(&adopted).await?;
+        let own = self
             .store
             .write(move |tx| Leases(tx).retain(&adopted))
             .await?;
-        let keep: BTreeSet<InterfaceName> =
-            keep.into_iter().map(|record| record.interface).collect();
+        keep.extend(own.into_iter().map(|record| record.interface));
         let swept = blocking(move || Ok(host.sweep(&keep)?)).await?;
         if swept != kiln_net::Swept::default() {
             info!(?swept, "removed what no sandbox owns");
@@ -120,6 +152,7 @@ impl Networks {
 
     /// The owner leaves: where no sandbox runs on with a network, nothing stays on the host.
     pub(crate) async fn close(&self) {
+        self.named.close().await;
         let Some(opened) = self.opened.lock().await.take() else {
             return;
         };
@@ -142,6 +175,51 @@ impl Networks {
         self.store.write(|tx| Leases(tx).end_host()).await?;
         Ok(())
     }
+}
+
+/// Networks with names. Changes are made to their end, whoever still waits for them.
+impl Networks {
+    pub(crate) async fn create_named(
+        self: &Arc<Self>,
+        new: NewNetwork,
+    ) -> Result<NamedNetwork, Error> {
+        let this = Arc::clone(self);
+        to_the_end(async move { this.named.create(&this, new).await }).await
+    }
+
+    pub(crate) async fn list_named(&self) -> Result<Vec<NamedNetwork>, Error> {
+        self.named.list().await
+    }
+
+    pub(crate) async fn get_named(&self, name: &str) -> Result<NamedNetwork, Error> {
+        self.named.get(name).await
+    }
+
+    pub(crate) async fn update_named(
+        &self,
+        name: &str,
+        policy: PolicySpec,
+    ) -> Result<NamedNetwork, Error> {
+        let (named, name) = (Arc::clone(&self.named), name.to_owned());
+        to_the_end(async move { named.update(&name, policy).await }).await
+    }
+
+    pub(crate) async fn remove_named(&self, name: &str) -> Result<(), Error> {
+        let (named, name) = (Arc::clone(&self.named), name.to_owned());
+        to_the_end(async move { named.remove(&name).await }).await
+    }
+}
+
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|panic| Err(died(panic)))
+}
+
+fn died(panic: tokio::task::JoinError) -> Error {
+    Error::new(ErrorCode::Host, "a task of the network died").with_source(panic)
 }
 
 fn identity(data_dir: &Path) -> Identity {
@@ -168,7 +246,5 @@ where
 {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|panic| {
-            Err(Error::new(ErrorCode::Host, "a task of the network died").with_source(panic))
-        })
+        .unwrap_or_else(|panic| Err(died(panic)))
 }

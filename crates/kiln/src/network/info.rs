@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use kiln_net::policy::PolicySpec;
 use serde::{Deserialize, Serialize};
 
-use super::attachment::Attachment;
+use super::attachment::{Attachment, Facts};
 use super::spec::NetworkMode;
 use crate::error::Error;
 use crate::store::SandboxRow;
@@ -15,6 +15,8 @@ use crate::store::SandboxRow;
 pub struct NetworkInfo {
     /// What was asked for.
     pub mode: NetworkMode,
+    /// The network that it shares, if it does: that one's policy holds.
+    pub name: Option<String>,
     /// The policy: in force while it runs, else for its next start.
     pub policy: PolicySpec,
     /// Whether there is a network now.
@@ -38,6 +40,7 @@ impl NetworkInfo {
     ) -> Result<Self, Error> {
         let mut info = Self {
             mode: row.spec.network.mode,
+            name: row.spec.network.name.clone(),
             policy: row.spec.network.policy.clone(),
             connected: false,
             interface: None,
@@ -47,9 +50,13 @@ impl NetworkInfo {
             mtu: None,
         };
         if let Some(attachment) = attachment {
-            let (record, address, guest) = attachment.facts().await?;
+            let Facts {
+                interface,
+                address,
+                guest,
+            } = attachment.facts().await?;
             info.connected = true;
-            info.interface = Some(record.interface.to_string());
+            info.interface = Some(interface.to_string());
             info.address = Some(address);
             info.guest_address = Some(guest.address);
             info.gateway = Some(guest.gateway);

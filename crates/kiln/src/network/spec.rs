@@ -1,8 +1,11 @@
 //! What a user asks of a sandbox's network. Pure.
 
+use std::net::Ipv4Addr;
+
 use kiln_net::policy::{Policy, PolicySpec};
 use serde::{Deserialize, Serialize};
 
+use super::named::is_name;
 use crate::error::{Error, ErrorCode};
 
 /// What kind of network a sandbox has.
@@ -16,6 +19,9 @@ pub enum NetworkMode {
     None,
     /// One of its own, or it does not start.
     Default,
+    /// Without root: `passt` carries its packets as connections of the user's own. No policy is
+    /// enforced.
+    User,
 }
 
 /// What a user asks of a sandbox's network.
@@ -31,7 +37,12 @@ pub enum NetworkMode {
 pub struct NetworkSpec {
     /// Which kind.
     pub mode: NetworkMode,
-    /// What may be reached, what is published, and how fast; the public internet when empty.
+    /// The network to join, by name; one of its own when unset.
+    pub name: Option<String>,
+    /// The address to have in that network; the lowest free one when unset.
+    pub address: Option<Ipv4Addr>,
+    /// What may be reached, what is published, and how fast; the public internet when empty. In a
+    /// network with a name, only what is published: the rest is the network's.
     pub policy: PolicySpec,
 }
 
@@ -41,7 +52,7 @@ impl NetworkSpec {
     pub fn none() -> Self {
         Self {
             mode: NetworkMode::None,
-            policy: PolicySpec::default(),
+            ..Self::default()
         }
     }
 
@@ -69,6 +80,17 @@ impl NetworkSpec {
         if self.mode == NetworkMode::None && self.policy != PolicySpec::default() {
             faults.push("network.policy is given, but network.mode is none".to_owned());
         }
+        if self.mode == NetworkMode::User && !self.only_publishes() {
+            let fault =
+                "network.policy: a user-mode network enforces none; it only publishes ports";
+            faults.push(fault.to_owned());
+        }
+        if let Some(name) = &self.name {
+            faults.extend(self.faults_of_shared(name));
+        } else if self.address.is_some() {
+            let fault = "network.address is given, but no network: only shared ones have addresses";
+            faults.push(fault.to_owned());
+        }
         if let Err(error) = self.policy.check() {
             let named = error.faults().iter();
             faults.extend(named.map(|fault| format!("network.policy.{fault}")));
@@ -76,10 +98,38 @@ impl NetworkSpec {
         faults
     }
 
+    fn only_publishes(&self) -> bool {
+        let only = PolicySpec {
+            publish: self.policy.publish.clone(),
+            ..PolicySpec::default()
+        };
+        self.policy == only
+    }
+
+    fn faults_of_shared(&self, name: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        if matches!(self.mode, NetworkMode::None | NetworkMode::User) {
+            let fault = "network.name is given, but network.mode is none or user";
+            faults.push(fault.to_owned());
+        }
+        if !is_name(name) {
+            faults.push(format!("network.name {name:?} is no name of a network"));
+        }
+        if !self.only_publishes() {
+            faults.push(format!(
+                "network.policy: what members of a network may reach is told to the network: \
+                 `kiln network update {name}`; a sandbox only publishes ports"
+            ));
+        }
+        faults
+    }
+
     /// Whether a sandbox may start without a network when none can be made: only when nothing was
     /// asked for.
     pub(crate) fn is_optional(&self) -> bool {
-        self.mode == NetworkMode::Auto && self.policy == PolicySpec::default()
+        self.mode == NetworkMode::Auto
+            && self.name.is_none()
+            && self.policy == PolicySpec::default()
     }
 }
 
@@ -116,10 +166,40 @@ mod tests {
         let spec = NetworkSpec {
             mode: NetworkMode::None,
             policy,
+            ..NetworkSpec::default()
         };
         let faults = spec.faults().join("; ");
         for word in ["network.mode", "allowed_cidrs", "publish"] {
             assert!(faults.contains(word), "{faults} does not name {word}");
+        }
+    }
+
+    #[test]
+    fn a_shared_networks_policy_is_its_own() {
+        let faults = |text: &str| {
+            let spec: NetworkSpec = serde_json::from_str(text).expect("spec");
+            spec.faults().join("; ")
+        };
+        assert_eq!(
+            faults(r#"{"name":"lan","policy":{"publish":["80:80"]}}"#),
+            ""
+        );
+        assert_eq!(faults(r#"{"name":"lan","address":"172.30.0.9"}"#), "");
+        for (text, word) in [
+            (r#"{"name":"lan","mode":"none"}"#, "mode"),
+            (r#"{"name":"No Name"}"#, "name"),
+            (
+                r#"{"name":"lan","policy":{"allowed_cidrs":["1.1.1.1"]}}"#,
+                "update lan",
+            ),
+            (r#"{"address":"172.30.0.9"}"#, "address"),
+            (r#"{"name":"lan","mode":"user"}"#, "user"),
+            (
+                r#"{"mode":"user","policy":{"mode":"deny-all"}}"#,
+                "enforces none",
+            ),
+        ] {
+            assert!(faults(text).contains(word), "{text}: {}", faults(text));
         }
     }
 

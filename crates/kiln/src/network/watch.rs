@@ -9,11 +9,16 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::attachment::{Attachment, WeakAttachment};
+use super::firewalls::Firewalls;
 use super::host::blocking;
+use super::named::Registry;
 use crate::error::Error;
 
 /// How long sandboxes may be without what somebody flushed. A look costs a few netlink messages.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Other firewalls are reloaded now and then; a look lists all their rules.
+const TURNS_OF_FIREWALLS: u32 = 12;
 
 /// The networks of this process that are in use.
 #[derive(Clone, Default)]
@@ -42,9 +47,20 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn begin(host: HostNetwork, watched: Watched) -> Self {
+    pub(super) fn begin(
+        host: HostNetwork,
+        watched: Watched,
+        named: Arc<Registry>,
+        firewalls: Firewalls,
+    ) -> Self {
         let going_on = Arc::new(Mutex::new(true));
-        let task = tokio::spawn(look_often(host, watched, Arc::clone(&going_on)));
+        let task = tokio::spawn(look_often(
+            host,
+            watched,
+            named,
+            firewalls,
+            Arc::clone(&going_on),
+        ));
         Self { task, going_on }
     }
 }
@@ -56,12 +72,27 @@ impl Drop for Watch {
     }
 }
 
-async fn look_often(host: HostNetwork, watched: Watched, going_on: Arc<Mutex<bool>>) {
-    loop {
+async fn look_often(
+    host: HostNetwork,
+    watched: Watched,
+    named: Arc<Registry>,
+    firewalls: Firewalls,
+    going_on: Arc<Mutex<bool>>,
+) {
+    for turn in 1_u32.. {
         tokio::time::sleep(INTERVAL).await;
+        if turn.is_multiple_of(TURNS_OF_FIREWALLS) {
+            firewalls.pass(&host).await;
+        }
+        for bridge in named.bridges().await {
+            if let Err(error) = bridge.mend().await {
+                let name = bridge.name();
+                warn!(error = %error.message(), name, "a tunnel cannot be used again");
+            }
+        }
         match look(host.clone(), Arc::clone(&going_on)).await {
             Ok(false) => {}
-            Ok(true) => restore(&watched).await,
+            Ok(true) => restore(&watched, &named).await,
             Err(error) => {
                 warn!(error = %error.message(), "the host's network cannot be looked after")
             }
@@ -78,12 +109,18 @@ async fn look(host: HostNetwork, going_on: Arc<Mutex<bool>>) -> Result<bool, Err
     .await
 }
 
-async fn restore(watched: &Watched) {
+async fn restore(watched: &Watched, named: &Registry) {
     let all = watched.all();
     warn!(
         networks = all.len(),
         "somebody removed the host's network; it is put back"
     );
+    for bridge in named.bridges().await {
+        if let Err(error) = bridge.ensure().await {
+            let name = bridge.name();
+            warn!(error = %error.message(), name, "a network cannot be put back");
+        }
+    }
     for attachment in all {
         if let Err(error) = attachment.ensure().await {
             warn!(error = %error.message(), "a sandbox's network cannot be put back");

@@ -1,7 +1,9 @@
 //! The command that runs in a sandbox from every start on.
 
+use kiln_image::oci::ImageConfig;
 use serde::{Deserialize, Serialize};
 
+use super::InitSystem;
 use super::driver::Live;
 use crate::error::Error;
 use crate::exec::ExecSpec;
@@ -26,15 +28,27 @@ pub(super) async fn run(row: &SandboxRow, live: &Live) -> Result<Option<u64>, Er
         return Ok(None);
     };
     let config = row.image_config.as_ref();
-    let words = process::main_command(config, main.entrypoint.as_deref(), &main.exec.argv);
+    let words = process::main_command(
+        own_command(row),
+        main.entrypoint.as_deref(),
+        &main.exec.argv,
+    );
     let Some(argv) = words else {
         return Ok(None);
     };
     let wanted = ExecSpec {
         argv,
         kill_on_detach: false,
+        main: true,
         ..main.exec.clone()
     };
-    let spec = process::complete(config, &wanted)?;
-    Ok(Some(live.link.exec(&spec).await?.id))
+    let completed = process::complete(config, &wanted)?;
+    Ok(Some(live.link.exec_completed(&completed).await?.id))
+}
+
+/// What says how the image is run. One that brings its own init says with its command how to start
+/// that, which nobody needs to be told.
+pub(crate) fn own_command(row: &SandboxRow) -> Option<&ImageConfig> {
+    let config = row.image_config.as_ref();
+    config.filter(|_| row.spec.init == InitSystem::Kiln)
 }

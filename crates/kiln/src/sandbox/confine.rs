@@ -42,15 +42,8 @@ pub(crate) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, 
 /// The users of a data directory. Two directories of one host do not know of each other: their
 /// paths choose, and meet in one of 4,096 cases.
 fn uids_of(data_dir: &Path) -> Range<u32> {
-    // FNV-1a, 32 bits: any even spread does, as long as it never changes.
-    let hash = data_dir
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-        });
-    let start = FIRST_UID + hash % RANGES * UIDS;
+    let number = kiln_net::Identity::number(data_dir) % u64::from(RANGES);
+    let start = FIRST_UID + u32::try_from(number).unwrap_or_default() * UIDS;
     start..start + UIDS
 }
 

@@ -185,6 +185,8 @@ impl Driver {
             let flow = match deferred.take() {
                 Some(command) => self.obey(command, &mut inbox, &mut deferred).await,
                 None => tokio::select! {
+                    // A machine that has ended is cleaned up even if the host closes meanwhile.
+                    biased;
                     exit = gone(machine.as_ref()) => self.machine_gone(exit).await,
                     event = link_event(link_events) => {
                         note(&event);

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Live;
 use super::undo::UndoStack;
-use super::{Timings, confine, stop};
+use super::{InitSystem, Timings, confine, stop};
 use crate::config::create_private;
 use crate::engines::Chosen;
 use crate::error::{Error, ErrorCode};
@@ -66,7 +66,11 @@ async fn run_phases(
     undo: &mut UndoStack,
 ) -> Result<Launched, Error> {
     let began = Instant::now();
-    let chosen = shared.engines.choose(row.spec.engine).await?;
+    // May fetch one.
+    let choosing = shared
+        .engines
+        .choose(row.spec.engine, Some(progress.as_ref()));
+    let chosen = unless(cancel, row, choosing).await??;
     // Last to be undone: nobody else may have them while the machine is there.
     let volumes = claim_volumes(shared, row, undo)?;
     let gathering = shared.materials.gather(row, progress);
@@ -80,7 +84,12 @@ async fn run_phases(
     let spawning = Instant::now();
     let jail = confine::jail(shared, &row.id).await?;
     let owner = tap_owner(jail.as_ref());
-    let network = network::attach(&shared.networks, row, owner, undo).await?;
+    let occupant = network::Occupant {
+        owner,
+        engine: chosen.engine.kind(),
+        runtime_dir: &shared.directories.machine(&row.id),
+    };
+    let network = network::attach(&shared.networks, row, occupant, undo).await?;
     failpoint::reach("start.networked");
     let spec = MachineSpec {
         jail,
@@ -230,7 +239,10 @@ fn machine_spec(
         netns: network.namespace.clone(),
         jail: None,
         allow_insecure: row.spec.allow_insecure_vmm,
-        options: kiln_vmm::MachineOptions::default(),
+        options: kiln_vmm::MachineOptions {
+            user_network: network.user.clone(),
+            ..kiln_vmm::MachineOptions::default()
+        },
         console_log: shared.directories.console(&row.id),
     }
 }
@@ -238,7 +250,27 @@ fn machine_spec(
 fn boot(row: &SandboxRow, engine: EngineKind, material: &Material, network: &Attached) -> Boot {
     let mut boot = material.boot(engine, row.spec.tmpfs, &network.kernel_args);
     boot.args.extend(volumes::boot_args(&row.spec));
+    boot.args.extend(init_args(row));
     boot
+}
+
+/// What the agent and the image's own init are told. Disks and name are ours to give: tables and
+/// names in an image are of the machine that it was made on.
+fn init_args(row: &SandboxRow) -> Vec<String> {
+    match row.spec.init {
+        InitSystem::Kiln => Vec::new(),
+        InitSystem::Systemd => vec![
+            "kiln.init=image".to_owned(),
+            "fstab=no".to_owned(),
+            format!("systemd.hostname={}", hostname(row)),
+        ],
+    }
+}
+
+fn hostname(row: &SandboxRow) -> String {
+    let spec = &row.spec;
+    let chosen = spec.hostname.as_ref().or(spec.name.as_ref());
+    chosen.unwrap_or(&row.id).clone()
 }
 
 /// Who opens the TAP: the VMM's user, which is this process's without a jail.
@@ -299,13 +331,10 @@ pub(crate) fn open_link(row: &SandboxRow, machine: &dyn Machine) -> Result<Guest
             "the machine has no agent channel",
         )
     })?;
-    let hostname = row
-        .spec
-        .hostname
-        .clone()
-        .or_else(|| row.spec.name.clone())
-        .unwrap_or(row.id.clone());
-    Ok(GuestLink::open(endpoint, GuestIdentity { hostname }))
+    let identity = GuestIdentity {
+        hostname: hostname(row),
+    };
+    Ok(GuestLink::open(endpoint, identity))
 }
 
 /// Waits for the agent's session, or for the machine to die, whichever is first.
@@ -380,6 +409,10 @@ fn spawn_failed(error: SpawnError) -> Error {
         SpawnError::Invalid(_) => Error::new(ErrorCode::StartFailed, error.to_string()),
         SpawnError::Program { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Error::new(ErrorCode::BinaryNotFound, "the engine's program is gone").with_source(error)
+        }
+        _ if error.code() == kiln_vmm::Code::CgroupsHidden => {
+            let message = "the VMM cannot be limited: control groups are hidden from Kiln";
+            Error::new(ErrorCode::CgroupsHidden, message).with_source(error)
         }
         _ => Error::new(ErrorCode::StartFailed, "cannot start a VMM")
             .with_source(error)

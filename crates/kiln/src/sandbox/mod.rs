@@ -2,7 +2,7 @@
 
 pub(crate) mod activity;
 mod change;
-mod command;
+pub(crate) mod command;
 pub(crate) mod confine;
 pub(crate) mod driver;
 mod end;
@@ -30,7 +30,7 @@ pub(crate) use id::{is_sandbox_id, random_id};
 pub use info::{SandboxInfo, Timings};
 pub use labels::Labels;
 pub use restart::{NoRestartPolicy, RestartPolicy};
-pub use spec::SandboxSpec;
+pub use spec::{InitSystem, SandboxSpec};
 pub use state::SandboxState;
 pub use update::SandboxUpdate;
 pub use volume_mount::VolumeMount;

@@ -10,7 +10,9 @@ use super::command::MainCommand;
 use super::labels::{self, Labels};
 use super::restart::RestartPolicy;
 use super::volume_mount::{self, VolumeMount};
+use crate::base_images::is_base_image_name;
 use crate::error::{Error, ErrorCode};
+use crate::image_choice::platform_fault;
 use crate::network::NetworkSpec;
 
 /// Largest number of virtual processors (Firecracker's own limit).
@@ -38,8 +40,15 @@ pub struct SandboxSpec {
     pub image: Option<String>,
     /// Instead of an image: the runtime of this name.
     pub runtime: Option<String>,
+    /// Instead of an image and a kernel: a base image, by preset (`latest`, `lts`, `hosted`,
+    /// `debian`) or by the id of one that is here.
+    pub bundle: Option<String>,
     /// When to ask the registry for the image.
     pub pull: PullPolicy,
+    /// Which of the image's builds, for this host's processor: `linux/amd64/v2`.
+    pub platform: Option<String>,
+    /// Who is the guest's process 1.
+    pub init: InitSystem,
     /// Which engine runs it.
     pub engine: EnginePreference,
     /// Virtual processors, 1 to 32.
@@ -82,13 +91,27 @@ pub struct SandboxSpec {
     pub network: NetworkSpec,
 }
 
+/// Who is a guest's process 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitSystem {
+    /// Kiln's agent: it reaps, and runs nothing by itself.
+    #[default]
+    Kiln,
+    /// The image's own init (systemd or another), with the agent beside it.
+    Systemd,
+}
+
 impl Default for SandboxSpec {
     fn default() -> Self {
         Self {
             name: None,
             image: None,
             runtime: None,
+            bundle: None,
             pull: PullPolicy::default(),
+            platform: None,
+            init: InitSystem::default(),
             engine: EnginePreference::Auto,
             vcpus: 1,
             mem_mib: 512,
@@ -158,6 +181,15 @@ impl SandboxSpec {
         if self.image.is_some() && self.runtime.is_some() {
             faults.push("image and runtime are both given: one is the other's name".to_owned());
         }
+        faults.extend(self.platform.as_deref().and_then(platform_fault));
+        if let Some(name) = &self.bundle {
+            if !is_base_image_name(name) {
+                faults.push(format!("bundle {name:?} is not the name of a base image"));
+            }
+            if self.image.is_some() || self.runtime.is_some() || self.kernel.is_some() {
+                faults.push("bundle brings its own image and kernel, and another is given".into());
+            }
+        }
         if self.modules.is_some() && self.kernel.is_none() {
             faults.push("modules belong to a kernel, and none is given".to_owned());
         }
@@ -219,6 +251,47 @@ mod tests {
                 error.to_string().contains(word),
                 "{error} does not name {word}"
             );
+        }
+    }
+
+    #[test]
+    fn a_platform_is_one_that_this_host_runs() {
+        let with = |platform: &str| {
+            let spec = SandboxSpec {
+                platform: Some(platform.into()),
+                ..SandboxSpec::default()
+            };
+            spec.check().map_err(|error| error.message())
+        };
+        with(&kiln_image::oci::Platform::host().to_string()).expect("own");
+        let error = with("linux/s390x").expect_err("foreign");
+        assert!(
+            error.contains("s390x") && error.contains("this host runs linux/"),
+            "{error}"
+        );
+        assert!(
+            with("penguin")
+                .expect_err("no platform")
+                .contains("penguin")
+        );
+    }
+
+    #[test]
+    fn a_base_image_stands_for_image_and_kernel() {
+        let with = |bundle: &str, image: Option<&str>, kernel: Option<&str>| SandboxSpec {
+            bundle: Some(bundle.into()),
+            image: image.map(Into::into),
+            kernel: kernel.map(Into::into),
+            ..SandboxSpec::default()
+        };
+        with("lts", None, None).check().expect("alone");
+        for spec in [
+            with("../x", None, None),
+            with("lts", Some("alpine"), None),
+            with("lts", None, Some("/k")),
+        ] {
+            let error = spec.check().expect_err("refused");
+            assert!(error.to_string().contains("bundle"), "{error}");
         }
     }
 

@@ -12,6 +12,8 @@ use crate::guest::PowerIntent;
 /// Part of the grace period that the agent's own power-off may take before Ctrl-Alt-Del and
 /// SIGTERM share the rest.
 const AGENT_SHARE: f64 = 0.7;
+/// Part of that which processes have to end in before they are killed; the rest is for the disks.
+const GUEST_SHARE: f64 = 0.75;
 /// SIGTERM is not handled by Firecracker and quick in QEMU: a second of patience is enough.
 const TERM_GRACE: Duration = Duration::from_secs(1);
 
@@ -44,7 +46,10 @@ async fn clean_up_within(live: &Live, grace: Duration) -> Result<(), Error> {
 async fn ask_politely(live: &Live, grace: Duration) {
     let share = grace.mul_f64(AGENT_SHARE);
     let asked = tokio::time::timeout(share, async {
-        live.link.power_off().await.ok();
+        live.link
+            .power_off_within(share.mul_f64(GUEST_SHARE))
+            .await
+            .ok();
         live.machine.wait().await
     });
     if asked.await.is_ok() {

@@ -2,94 +2,131 @@
 
 use kiln_net::NetworkRecord;
 use rusqlite::{OptionalExtension, Transaction, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::StoreError;
+use super::numbers::{Numbers, lowest_free};
+use super::sandboxes::{json, parse};
+
+const TAKEN: Numbers = Numbers {
+    table: "network_leases",
+    column: "slot",
+};
 
 /// The tables, within a transaction.
 pub(crate) struct Leases<'t>(pub(crate) &'t Transaction<'t>);
 
+/// Whose lease: one list of slots is for sandboxes' own networks and for those with a name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner<'o> {
+    Sandbox(&'o str),
+    Network(&'o str),
+}
+
+impl Owner<'_> {
+    fn column(self) -> &'static str {
+        match self {
+            Self::Sandbox(_) => "sandbox",
+            Self::Network(_) => "network",
+        }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Self::Sandbox(key) | Self::Network(key) => key,
+        }
+    }
+}
+
 impl Leases<'_> {
     /// Leases the lowest free slot below `slots` and stores what `name` makes of it. The schema
-    /// holds that no slot has two owners, and no sandbox two slots.
-    pub(crate) fn take<E>(
+    /// holds that no slot has two owners, and no owner two slots.
+    pub(crate) fn take<R: Serialize, E>(
         &self,
-        sandbox: &str,
+        owner: Owner<'_>,
         slots: u32,
-        name: impl Fn(u32) -> Result<NetworkRecord, E>,
-    ) -> Result<Result<NetworkRecord, E>, StoreError> {
-        let slot = self.lowest_free()?.min(slots);
+        name: impl Fn(u32) -> Result<R, E>,
+    ) -> Result<Result<R, E>, StoreError> {
         // The first slot that does not exist is refused by `name`, which knows the pool.
+        let slot = lowest_free(self.0, TAKEN, &(0..slots))?.unwrap_or(slots);
         let record = match name(slot) {
             Ok(record) => record,
             Err(refused) => return Ok(Err(refused)),
         };
+        let column = owner.column();
         self.0.execute(
-            "INSERT INTO network_leases (slot, sandbox, record) VALUES (?1, ?2, ?3)",
-            params![slot, sandbox, json(&record)?],
+            &format!("INSERT INTO network_leases (slot, {column}, record) VALUES (?1, ?2, ?3)"),
+            params![slot, owner.key(), json(&record)?],
         )?;
         Ok(Ok(record))
     }
 
-    fn lowest_free(&self) -> Result<u32, StoreError> {
-        let mut statement = self
+    /// What somebody has leased.
+    pub(crate) fn of<R: DeserializeOwned>(
+        &self,
+        owner: Owner<'_>,
+    ) -> Result<Option<R>, StoreError> {
+        let column = owner.column();
+        let sql = format!("SELECT record FROM network_leases WHERE {column} = ?1");
+        let found: Option<String> = self
             .0
-            .prepare_cached("SELECT slot FROM network_leases ORDER BY slot")?;
-        let taken = statement.query_map([], |row| row.get::<_, u32>(0))?;
-        let mut free = 0;
-        for slot in taken {
-            if slot? != free {
-                break;
-            }
-            free += 1;
-        }
-        Ok(free)
-    }
-
-    /// What a sandbox has leased.
-    pub(crate) fn of(&self, sandbox: &str) -> Result<Option<NetworkRecord>, StoreError> {
-        let mut statement = self
-            .0
-            .prepare_cached("SELECT record FROM network_leases WHERE sandbox = ?1")?;
-        let found: Option<String> = statement
-            .query_row([sandbox], |row| row.get(0))
+            .prepare_cached(&sql)?
+            .query_row([owner.key()], |row| row.get(0))
             .optional()?;
-        found.map(|text| parse(&text)).transpose()
+        found.map(parse).transpose()
     }
 
     /// Stores a changed record.
-    pub(crate) fn update(&self, sandbox: &str, record: &NetworkRecord) -> Result<(), StoreError> {
+    pub(crate) fn update<R: Serialize>(
+        &self,
+        owner: Owner<'_>,
+        record: &R,
+    ) -> Result<(), StoreError> {
+        let column = owner.column();
         self.0.execute(
-            "UPDATE network_leases SET record = ?2 WHERE sandbox = ?1",
-            params![sandbox, json(record)?],
+            &format!("UPDATE network_leases SET record = ?2 WHERE {column} = ?1"),
+            params![owner.key(), json(record)?],
         )?;
         Ok(())
     }
 
     /// Gives a lease back; one that is not there is no error.
-    pub(crate) fn release(&self, sandbox: &str) -> Result<(), StoreError> {
-        self.0
-            .execute("DELETE FROM network_leases WHERE sandbox = ?1", [sandbox])?;
+    pub(crate) fn release(&self, owner: Owner<'_>) -> Result<(), StoreError> {
+        let column = owner.column();
+        let sql = format!("DELETE FROM network_leases WHERE {column} = ?1");
+        self.0.execute(&sql, [owner.key()])?;
         Ok(())
     }
 
-    /// Gives back every lease but those of these sandboxes; what stays.
+    /// Gives back every lease of sandboxes but these; what stays.
     pub(crate) fn retain(&self, sandboxes: &[String]) -> Result<Vec<NetworkRecord>, StoreError> {
-        let mut statement = self
-            .0
-            .prepare("SELECT sandbox, record FROM network_leases")?;
-        let all = statement.query_map([], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-        })?;
         let mut kept = Vec::new();
-        for lease in all {
-            let (sandbox, record) = lease?;
+        for (sandbox, record) in self.all("sandbox")? {
             if sandboxes.contains(&sandbox) {
-                kept.push(parse(&record)?);
+                kept.push(parse(record)?);
             } else {
-                self.release(&sandbox)?;
+                self.release(Owner::Sandbox(&sandbox))?;
             }
         }
         Ok(kept)
+    }
+
+    /// Gives back every lease of networks but these.
+    pub(crate) fn retain_networks(&self, names: &[String]) -> Result<(), StoreError> {
+        for (name, _) in self.all("network")? {
+            if !names.contains(&name) {
+                self.release(Owner::Network(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&self, column: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let sql = format!("SELECT {column}, record FROM network_leases WHERE {column} IS NOT NULL");
+        let mut statement = self.0.prepare(&sql)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Whether anybody has a lease.
@@ -124,14 +161,6 @@ impl Leases<'_> {
         self.0.execute("DELETE FROM network_host", [])?;
         Ok(())
     }
-}
-
-fn json(record: &NetworkRecord) -> Result<String, StoreError> {
-    serde_json::to_string(record).map_err(|error| StoreError::Corrupt(error.to_string()))
-}
-
-fn parse(text: &str) -> Result<NetworkRecord, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("{error}: {text}")))
 }
 
 #[cfg(test)]
@@ -176,7 +205,7 @@ mod tests {
 
     async fn take(store: &Store, id: &'static str) -> Result<u32, String> {
         let leased = store
-            .write(move |tx| Leases(tx).take(id, SLOTS, named))
+            .write(move |tx| Leases(tx).take(Owner::Sandbox(id), SLOTS, named))
             .await
             .map_err(|error| error.to_string())?;
         leased.map(|record| record.slot).map_err(str::to_owned)
@@ -188,7 +217,9 @@ mod tests {
         assert_eq!(take(&store, "a").await, Ok(0));
         assert_eq!(take(&store, "b").await, Ok(1));
         take(&store, "b").await.expect_err("one lease each");
-        let released = store.write(|tx| Leases(tx).release("a")).await;
+        let released = store
+            .write(|tx| Leases(tx).release(Owner::Sandbox("a")))
+            .await;
         released.expect("release");
         assert_eq!(take(&store, "c").await, Ok(0));
         assert_eq!(take(&store, "d").await, Ok(2));
@@ -223,7 +254,9 @@ mod tests {
             .await
             .expect("retain");
         assert_eq!(kept.iter().map(|it| it.slot).collect::<Vec<_>>(), [1]);
-        let of = |id: &'static str| store.write(move |tx| Leases(tx).of(id));
+        let of = |id: &'static str| {
+            store.write(move |tx| Leases(tx).of::<NetworkRecord>(Owner::Sandbox(id)))
+        };
         assert_eq!(of("a").await.expect("of"), None);
         assert_eq!(of("c").await.expect("of"), None);
         assert!(of("b").await.expect("of").is_some());

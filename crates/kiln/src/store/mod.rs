@@ -5,6 +5,8 @@
 
 mod idempotency;
 mod leases;
+mod networks;
+mod numbers;
 mod sandboxes;
 mod schema;
 mod uids;
@@ -16,7 +18,8 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 pub(crate) use idempotency::{Created, Idempotency};
-pub(crate) use leases::Leases;
+pub(crate) use leases::{Leases, Owner};
+pub(crate) use networks::{NamedNetworks, NetworkRow};
 pub(crate) use sandboxes::{Intent, SandboxRow, Sandboxes};
 pub(crate) use uids::Uids;
 
@@ -27,6 +30,12 @@ pub(crate) enum StoreError {
     TooNew { found: u32, known: u32 },
     #[error("that name is taken")]
     NameTaken,
+    #[error("there is no network of that name")]
+    NoSuchNetwork,
+    #[error("a sandbox has that network")]
+    NetworkInUse,
+    #[error("another network has that {0}")]
+    NetworkTaken(&'static str),
     #[error("the store cannot be read or written")]
     Sqlite(#[from] rusqlite::Error),
     #[error("the store holds what this Kiln cannot read: {0}")]
@@ -100,6 +109,21 @@ impl From<StoreError> for crate::Error {
                 .with_hint("choose another name, or remove the sandbox that has it"),
             StoreError::TooNew { .. } => Self::new(ErrorCode::DataDirTooNew, error.to_string())
                 .with_hint("use that newer Kiln, or another data directory"),
+            StoreError::NoSuchNetwork => Self::new(ErrorCode::NetworkNotFound, error.to_string())
+                .with_hint("`kiln network ls` lists them; `kiln network create` makes one"),
+            StoreError::NetworkInUse => Self::new(ErrorCode::NetworkInUse, error.to_string())
+                .with_hint("remove the sandboxes that have it first"),
+            StoreError::NetworkTaken("name") => {
+                Self::new(ErrorCode::NameTaken, error.to_string()).with_hint("choose another name")
+            }
+            StoreError::NetworkTaken("subnet") => {
+                Self::new(ErrorCode::InvalidSubnet, error.to_string())
+                    .with_hint("choose another subnet, or none: a free one is taken then")
+            }
+            StoreError::NetworkTaken(_) => {
+                Self::new(ErrorCode::InvalidWireGuard, error.to_string())
+                    .with_hint("a tunnel and its routing table belong to one network")
+            }
             StoreError::Sqlite(_) | StoreError::Corrupt(_) => {
                 Self::new(ErrorCode::Host, "the store failed").with_source(error)
             }

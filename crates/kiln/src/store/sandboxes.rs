@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
+use super::networks::is_reference;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
 /// A multi-step operation that was begun and must be finished or undone.
@@ -177,6 +178,7 @@ impl Sandboxes<'_> {
 
 fn name_taken(error: StoreError) -> StoreError {
     match &error {
+        StoreError::Sqlite(sqlite) if is_reference(sqlite) => StoreError::NoSuchNetwork,
         StoreError::Sqlite(sqlite)
             if sqlite.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
                 && sqlite.to_string().contains("sandboxes.name") =>
@@ -217,11 +219,11 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
     })
 }
 
-fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-fn parse<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
+pub(super) fn parse<T: DeserializeOwned>(text: String) -> Result<T, StoreError> {
     serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(format!("{error}: {text}")))
 }
 

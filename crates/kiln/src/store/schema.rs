@@ -34,6 +34,7 @@ const STEPS: &[&str] = &[
     // How the image that a sandbox began with wants to be run, as JSON.
     "ALTER TABLE sandboxes ADD COLUMN image_config TEXT;",
     NETWORKS,
+    NAMED_NETWORKS,
     LIFECYCLE,
 ];
 
@@ -49,6 +50,41 @@ const NETWORKS: &str = "
         id   INTEGER PRIMARY KEY NOT NULL CHECK (id = 1),
         pool TEXT
     ) STRICT;
+";
+
+/// Networks that have a name, and slots that are a sandbox's or a network's. What a sandbox's spec
+/// names cannot go, and must be there.
+const NAMED_NETWORKS: &str = "
+    CREATE TABLE networks (
+        name          TEXT PRIMARY KEY NOT NULL,
+        subnet        TEXT NOT NULL UNIQUE,
+        tunnel        TEXT UNIQUE,
+        routing_table INTEGER UNIQUE,
+        spec          TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL
+    ) STRICT;
+    ALTER TABLE sandboxes ADD COLUMN network TEXT
+        GENERATED ALWAYS AS (json_extract(spec, '$.network.name')) VIRTUAL
+        REFERENCES networks (name);
+    CREATE INDEX sandboxes_by_network ON sandboxes (network);
+    CREATE TABLE network_members (
+        sandbox TEXT PRIMARY KEY NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+        network TEXT NOT NULL REFERENCES networks (name),
+        address TEXT NOT NULL,
+        record  TEXT NOT NULL,
+        UNIQUE (network, address)
+    ) STRICT;
+    ALTER TABLE network_leases RENAME TO leases_of_sandboxes;
+    CREATE TABLE network_leases (
+        slot    INTEGER PRIMARY KEY NOT NULL,
+        sandbox TEXT UNIQUE REFERENCES sandboxes (id) ON DELETE CASCADE,
+        network TEXT UNIQUE REFERENCES networks (name) ON DELETE CASCADE,
+        record  TEXT NOT NULL,
+        CHECK ((sandbox IS NULL) <> (network IS NULL))
+    ) STRICT;
+    INSERT INTO network_leases (slot, sandbox, record)
+        SELECT slot, sandbox, record FROM leases_of_sandboxes;
+    DROP TABLE leases_of_sandboxes;
 ";
 
 /// When a sandbox's time-out ends it and what its restart policy goes by; and which request made
@@ -93,6 +129,46 @@ mod tests {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .expect("version");
         assert_eq!(version as usize, STEPS.len());
+    }
+
+    /// A sandbox that runs while Kiln is upgraded keeps its network.
+    #[test]
+    fn leases_outlive_the_step_that_gives_networks_names() {
+        let mut connection = Connection::open_in_memory().expect("sqlite");
+        connection
+            .pragma_update(None, "foreign_keys", true)
+            .expect("pragma");
+        let before = STEPS
+            .iter()
+            .position(|step| *step == NAMED_NETWORKS)
+            .expect("the step");
+        for step in &STEPS[..before] {
+            connection.execute_batch(step).expect("an old schema");
+        }
+        connection
+            .pragma_update(None, "user_version", before as u32)
+            .expect("version");
+        connection
+            .execute_batch(
+                "INSERT INTO sandboxes (id, spec, image, state, created_at_ms)
+                     VALUES ('a', '{}', '', 'running', 1);
+                 INSERT INTO network_leases (slot, sandbox, record) VALUES (7, 'a', '{}');",
+            )
+            .expect("an old lease");
+        migrate(&mut connection).expect("migrated");
+        let kept: (u32, String) = connection
+            .query_row("SELECT slot, sandbox FROM network_leases", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .expect("the lease");
+        assert_eq!(kept, (7, "a".to_owned()));
+        connection
+            .execute("DELETE FROM sandboxes", [])
+            .expect("removed");
+        let left: u32 = connection
+            .query_row("SELECT count(*) FROM network_leases", [], |row| row.get(0))
+            .expect("count");
+        assert_eq!(left, 0, "it goes with its sandbox");
     }
 
     /// What a release with that schema wrote for a sandbox that ran; the columns of each step.

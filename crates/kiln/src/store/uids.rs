@@ -7,6 +7,12 @@ use std::ops::Range;
 use rusqlite::{OptionalExtension, Transaction, named_params};
 
 use super::StoreError;
+use super::numbers::{Numbers, lowest_free};
+
+const TAKEN: Numbers = Numbers {
+    table: "uid_leases",
+    column: "uid",
+};
 
 /// The table, within a transaction.
 pub(crate) struct Uids<'t>(pub(crate) &'t Transaction<'t>);
@@ -20,7 +26,7 @@ impl Uids<'_> {
         {
             return Ok(Some(number));
         }
-        let Some(number) = self.lowest_free(&range)? else {
+        let Some(number) = lowest_free(self.0, TAKEN, &range)? else {
             return Ok(None);
         };
         self.0.execute(
@@ -33,22 +39,6 @@ impl Uids<'_> {
     fn of(&self, sandbox: &str) -> Result<Option<u32>, StoreError> {
         let sql = "SELECT uid FROM uid_leases WHERE sandbox = :sandbox";
         let parameters = named_params! {":sandbox": sandbox};
-        Ok(self
-            .0
-            .query_row(sql, parameters, |row| row.get(0))
-            .optional()?)
-    }
-
-    /// The range's start if it is free, else the successor of the lowest number without one.
-    fn lowest_free(&self, range: &Range<u32>) -> Result<Option<u32>, StoreError> {
-        let sql = "SELECT candidate FROM (
-                       SELECT :start AS candidate
-                       UNION ALL
-                       SELECT uid + 1 FROM uid_leases WHERE uid >= :start AND uid < :end)
-                    WHERE candidate < :end
-                      AND candidate NOT IN (SELECT uid FROM uid_leases)
-                    ORDER BY candidate LIMIT 1";
-        let parameters = named_params! {":start": range.start, ":end": range.end};
         Ok(self
             .0
             .query_row(sql, parameters, |row| row.get(0))

@@ -173,8 +173,8 @@ async fn open(dir: &Path, engine: &FakeEngine) -> Host {
         hooks_dir: Some(dir.join("hooks")),
         ..config
     };
-    let engines = Engines::only(Arc::new(engine.clone()));
-    within(Host::open_with(config, engines, Vec::new()))
+    let engines = Engines::only(Arc::new(engine.clone()), &config);
+    within(Box::pin(Host::open_with(config, engines, Vec::new())))
         .await
         .unwrap()
 }

@@ -16,6 +16,8 @@ const BYTES: u64 = 500_000_000;
 /// Files that share what the others leave of [`BYTES`], as a compiler's libraries would.
 const LARGE: u64 = 4;
 const DIRECTORIES: u64 = 1500;
+/// Layers of the tree as an image.
+const LAYERS: u64 = 5;
 /// One directory is as full as those of package managers.
 const CROWD: u64 = 3000;
 
@@ -23,6 +25,8 @@ const CROWD: u64 = 3000;
 pub(super) struct SampleTree {
     /// A POSIX tar, not compressed.
     pub(super) archive: PathBuf,
+    /// The same in as many layers, of about the same size each.
+    pub(super) layers: Vec<PathBuf>,
 }
 
 impl SampleTree {
@@ -36,9 +40,43 @@ impl SampleTree {
         let mut tar = Command::new("tar");
         tar.args(["--format=posix", "--sort=name", "--acls", "--xattrs"]);
         step::capture(tar.arg("-C").arg(&tree).arg("-cf").arg(&archive).arg("."))?;
+        let layers = pack_layers(&tree, work)?;
         std::fs::remove_dir_all(&tree).map_err(ImageBenchError::Directory)?;
-        Ok(SampleTree { archive })
+        Ok(SampleTree { archive, layers })
     }
+}
+
+/// One after the other takes its share of the paths in the order of their names, so that what is
+/// above a path is in its layer or below it.
+fn pack_layers(tree: &Path, work: &Path) -> Result<Vec<PathBuf>, ImageBenchError> {
+    let find = ["-mindepth", "1", "-printf", "%P\\t%s\\n"];
+    let listed = step::capture(Command::new("find").arg(tree).args(find))?;
+    let listed = String::from_utf8_lossy(&listed);
+    let mut paths: Vec<(&str, u64)> = listed
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .map(|(path, size)| (path, size.parse().unwrap_or(0)))
+        .collect();
+    paths.sort_unstable();
+    let total: u64 = paths.iter().map(|(_, size)| size).sum();
+    let mut shares = vec![String::new(); LAYERS as usize];
+    let mut seen = 0;
+    for (path, size) in paths {
+        let share = (seen * LAYERS / total.max(1)).min(LAYERS - 1);
+        shares[share as usize].push_str(&format!("{path}\n"));
+        seen += size;
+    }
+    let mut layers = Vec::new();
+    for (number, share) in shares.iter().enumerate() {
+        let (list, layer) = (work.join("list"), work.join(format!("layer{number}.tar")));
+        std::fs::write(&list, share).map_err(ImageBenchError::Directory)?;
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", "--no-recursion", "-C"])
+            .arg(tree);
+        step::capture(tar.arg("-cf").arg(&layer).arg("-T").arg(&list))?;
+        layers.push(layer);
+    }
+    Ok(layers)
 }
 
 fn write(tree: &Path) -> io::Result<()> {

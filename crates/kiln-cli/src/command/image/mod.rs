@@ -1,5 +1,6 @@
 //! `kiln image` and `kiln pull`.
 
+mod bundle;
 mod shown;
 mod transfer;
 
@@ -43,6 +44,9 @@ impl From<Pull> for PullPolicy {
 pub(crate) struct PullArgs {
     /// Name of the image, such as alpine:3 or ghcr.io/x/y@sha256:…, or a runtime
     image: String,
+    /// Which of its builds, such as linux/arm64; this host's own by default
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
 }
 
 /// Images: list, fetch, name, take in, write out, throw away
@@ -113,6 +117,7 @@ enum ImageCommand {
     Export(WriteArgs),
     /// Write an image as an OCI archive, which `docker load` takes too
     Save(WriteArgs),
+    Bundle(bundle::BundleArgs),
 }
 
 /// What to write where.
@@ -133,6 +138,7 @@ pub(crate) async fn pull(
     let request = PullImage {
         image: args.image,
         policy: None,
+        platform: args.platform,
     };
     let stream = daemon
         .ask(async |client| client.pull_image(&request).await)
@@ -187,6 +193,7 @@ pub(crate) async fn run(
                 .await?;
             transfer::follow(stream, output).await
         }
+        ImageCommand::Bundle(args) => bundle::run(args, daemon, output).await,
         ImageCommand::Export(args) => {
             transfer::check_target(args.output.as_deref())?;
             let archive = daemon
@@ -302,6 +309,10 @@ mod tests {
             "kiln image import ./x.tar name:tag",
             "kiln image export a",
             "kiln image save a -o f",
+            "kiln image pull --platform linux/arm64 a",
+            "kiln image bundle ls -q",
+            "kiln image bundle pull latest",
+            "kiln image bundle pull hosted --manifest ./m.json --force-download",
         ] {
             assert!(typed(line).is_ok(), "{line}");
         }
@@ -313,6 +324,9 @@ mod tests {
             "kiln image prune --unused-for 3",
             "kiln image prune --max-size 1Q",
             "kiln image save",
+            "kiln image bundle",
+            "kiln image bundle pull",
+            "kiln image bundle pull newest",
         ] {
             assert!(typed(line).is_err(), "{line}");
         }

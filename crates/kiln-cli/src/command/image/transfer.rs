@@ -9,7 +9,7 @@ use std::{
 };
 
 use kiln_api::{
-    ClientError, ErrorReport, Image,
+    ClientError, ErrorReport,
     client::{ExecStream, LogStream, ServerMessage},
     stream::ServerControl,
 };
@@ -22,7 +22,11 @@ const WRITE: &str = "write the archive";
 
 /// Shows progress until the images are there.
 pub(super) async fn follow(mut stream: ExecStream, output: &Output) -> Result<u8, Failure> {
-    let images = receive(&mut stream, output).await?;
+    let images = receive(&mut stream, output, |message| match message {
+        ServerControl::Images { images } => Some(images),
+        _ => None,
+    })
+    .await?;
     for image in &images {
         let name = image.names.first().map_or("-", String::as_str);
         output.line(&format!("{name} {}", short(&image.id)));
@@ -31,7 +35,12 @@ pub(super) async fn follow(mut stream: ExecStream, output: &Output) -> Result<u8
     Ok(0)
 }
 
-async fn receive(stream: &mut ExecStream, output: &Output) -> Result<Vec<Image>, Failure> {
+/// Shows progress until `last` takes the message that it waits for.
+pub(super) async fn receive<T>(
+    stream: &mut ExecStream,
+    output: &Output,
+    mut last: impl FnMut(ServerControl) -> Option<T>,
+) -> Result<T, Failure> {
     let mut shown = Shown::new(output);
     loop {
         let due = shown.due();
@@ -45,7 +54,6 @@ async fn receive(stream: &mut ExecStream, output: &Output) -> Result<Vec<Image>,
         };
         match message {
             None => return Err(ClientError::Lost(None).into()),
-            Some(ServerMessage::Control(ServerControl::Images { images })) => return Ok(images),
             Some(ServerMessage::Control(ServerControl::Error(report))) => {
                 shown.hide();
                 return Err(Failure::reported(report));
@@ -53,6 +61,11 @@ async fn receive(stream: &mut ExecStream, output: &Output) -> Result<Vec<Image>,
             Some(ServerMessage::Control(ServerControl::Progress(step))) => shown.show(step),
             Some(ServerMessage::Control(ServerControl::Warning { message })) => {
                 shown.aside(|output| output.warning(&message));
+            }
+            Some(ServerMessage::Control(message)) => {
+                if let Some(answer) = last(message) {
+                    return Ok(answer);
+                }
             }
             Some(_) => {}
         }

@@ -257,7 +257,7 @@ async fn what_a_version_does_not_know_is_not_sent() {
 
 /// A5.10.
 #[tokio::test]
-async fn a_raw_call_returns_status_and_body_whatever_they_are() {
+async fn a5_10_a_raw_call_returns_status_and_body_whatever_they_are() {
     let (client, mut requests) = client(vec![
         answer("200", r#"{"new":[1]}"#),
         answer("400", r#"{"fault_message":"no"}"#),

@@ -205,11 +205,31 @@ request!(
     needs | _it | [(true, Feature::DeviceHotplug),]
 );
 
+/// A vsock address that a guest may have: Firecracker takes the reserved ones too, and nobody
+/// could reach the guest then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct GuestCid(u32);
+
+impl GuestCid {
+    /// The lowest one.
+    pub const FIRST: Self = Self(3);
+
+    /// `None` for those of hypervisor, loopback and host, and for the one that means any.
+    #[must_use]
+    pub const fn new(cid: u32) -> Option<Self> {
+        match cid {
+            0..=2 | u32::MAX => None,
+            cid => Some(Self(cid)),
+        }
+    }
+}
+
 /// `PUT /vsock`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Vsock {
-    /// The guest's address, at least 3. It may be the same for all machines.
-    pub guest_cid: u32,
+    /// The guest's address. It may be the same for all machines.
+    pub guest_cid: GuestCid,
     /// Host socket; a guest's dial to port P arrives at this path followed by `_P`.
     pub uds_path: PathBuf,
 }

@@ -11,9 +11,9 @@ mod request;
 mod snapshot;
 
 pub use devices::{
-    CacheType, Drive, DriveChange, DriveRemoval, Entropy, IoEngine, LogLevel, Logger, MetricsSink,
-    NetworkInterface, NetworkInterfaceChange, NetworkInterfaceRemoval, Pmem, PmemChange,
-    PmemRemoval, Serial, Vsock,
+    CacheType, Drive, DriveChange, DriveRemoval, Entropy, GuestCid, IoEngine, LogLevel, Logger,
+    MetricsSink, NetworkInterface, NetworkInterfaceChange, NetworkInterfaceRemoval, Pmem,
+    PmemChange, PmemRemoval, Serial, Vsock,
 };
 pub use machine::{
     Action, BootSource, CpuConfig, CpuTemplate, CpuidModifier, CpuidRegister,

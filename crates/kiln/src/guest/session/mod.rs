@@ -300,6 +300,7 @@ pub(super) fn wire_spec(spec: &ExecSpec) -> Exec {
         stdin: spec.stdin,
         kill_on_detach: spec.kill_on_detach,
         timeout_ms: spec.timeout_ms.unwrap_or(0),
+        ..Exec::default()
     }
 }
 

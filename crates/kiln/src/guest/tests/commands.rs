@@ -1,7 +1,10 @@
 //! Running commands: what they get and what becomes of them.
 
+use std::time::Duration;
+
 use crate::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, TerminalSize};
 use crate::guest::{GuestError, Refusal};
+use crate::process::Completed;
 
 use super::support::{collect, connected, gone, run, shell, spec, until, within};
 
@@ -374,4 +377,53 @@ async fn a_client_that_reads_nothing_stops_the_command() {
     let outcome = collect(&mut session.output).await;
     assert_eq!(first.len() + outcome.stdout.len(), 4_000_000);
     assert_eq!((outcome.lost, outcome.stderr()), (0, "done\n".into()));
+}
+
+#[tokio::test]
+async fn b1_3_the_images_directory_is_made_where_it_is_missing() {
+    let (_agent, link) = connected(&[]).await;
+    let temp = tempfile::tempdir().unwrap();
+    let missing = temp.path().join("srv/app");
+    let in_it = |make_cwd| Completed {
+        spec: ExecSpec {
+            cwd: Some(missing.display().to_string()),
+            ..spec(&["pwd"])
+        },
+        make_cwd,
+        stop_signal: 0,
+    };
+    let refused = within(link.exec_completed(&in_it(false)))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.refusal(), Some(Refusal::BadCwd));
+    let mut session = within(link.exec_completed(&in_it(true))).await.unwrap();
+    let outcome = collect(&mut session.output).await;
+    assert_eq!(outcome.stdout().trim(), missing.display().to_string());
+}
+
+#[tokio::test]
+async fn the_main_process_is_asked_to_end_before_the_others_and_by_its_own_signal() {
+    let (_agent, link) = connected(&[]).await;
+    let mut helper = within(link.exec(&shell("echo $$; exec sleep 1000")))
+        .await
+        .unwrap();
+    let pid = until(&mut helper.output, "\n").await.stdout();
+    // Ends only by QUIT, and only well if the helper is still there.
+    let script = format!(
+        "trap '' TERM; trap 'kill -0 {} && exit 7; exit 8' QUIT; echo up; while :; do sleep 0.05; done",
+        pid.trim()
+    );
+    let main = Completed {
+        spec: shell(&script),
+        make_cwd: false,
+        stop_signal: 3,
+    };
+    let mut main = within(link.exec_completed(&main)).await.unwrap();
+    until(&mut main.output, "up").await;
+    within(link.power_off_within(Duration::from_secs(20)))
+        .await
+        .unwrap();
+    let (main, helper) = tokio::join!(collect(&mut main.output), collect(&mut helper.output));
+    assert_eq!(main.exit, Some(ExecExit::Code(7)), "{main:?}");
+    assert_eq!(helper.exit, Some(ExecExit::Signal(15)), "{helper:?}");
 }

@@ -284,3 +284,11 @@ async fn impossible_exit_codes_are_tamed() {
     );
     assert_eq!(within(session.output.next()).await.unwrap(), None);
 }
+
+/// The agents here speak the first version of the protocol.
+#[tokio::test]
+async fn an_agent_of_an_older_kiln_is_not_asked_for_what_it_cannot_do() {
+    let liar = lied_to(Lie::EndlessList);
+    let refused = within(liar.link.connect(80)).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(crate::guest::Refusal::TooOld));
+}

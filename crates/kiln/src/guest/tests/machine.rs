@@ -96,7 +96,9 @@ async fn a_booted_guest_is_a_whole_linux() {
 
     eprintln!("{:?}", link.stats().await.unwrap());
     let begin = Instant::now();
-    within(link.power_off()).await.unwrap();
+    within(link.power_off_within(Duration::from_secs(5)))
+        .await
+        .unwrap();
     within(async {
         while link.power_intent().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -3,9 +3,12 @@
 //! Flows are found by mark, then checked by address: marks are shared with other programs on the
 //! host, addresses of our pool are not. So nobody else's flow is ever touched.
 
+mod text;
+
 use std::net::Ipv4Addr;
 
 use rustix::io::Errno;
+use text::Listing;
 
 use crate::netlink::{ACK, Batch, DUMP, Family, NetlinkError, Socket, attributes};
 
@@ -20,7 +23,8 @@ const NESTED: u16 = 0x8000;
 pub(crate) struct Flow {
     /// The kernel's own description, to give back.
     original: Vec<u8>,
-    id: Vec<u8>,
+    /// Of this very flow; without, whichever has the description by then.
+    id: Option<Vec<u8>>,
     pub(crate) mark: u32,
     /// Who began it.
     pub(crate) from: Ipv4Addr,
@@ -39,6 +43,8 @@ pub(crate) struct Conntrack {
     socket: Socket,
     /// Whether the kernel finds flows to forget by address (not before Linux 6.2 or so).
     finds: bool,
+    /// The quick way to list flows, where there is one.
+    listing: Option<Listing>,
 }
 
 impl Conntrack {
@@ -46,6 +52,7 @@ impl Conntrack {
         Ok(Self {
             socket: Socket::open(Family::Netfilter)?,
             finds: true,
+            listing: Listing::open(),
         })
     }
 
@@ -74,6 +81,22 @@ impl Conntrack {
         mask: u32,
         addresses: &[Ipv4Addr],
     ) -> Result<Vec<Flow>, NetlinkError> {
+        let wanted = |ends: &[Ipv4Addr; 2], found: u32| {
+            ends.iter().any(|end| addresses.contains(end)) && found & mask == mark
+        };
+        let listed = self.listing.as_ref().and_then(|it| it.flows(wanted));
+        match listed {
+            Some(flows) => Ok(flows),
+            None => self.flows_by_netlink(mark, mask, wanted),
+        }
+    }
+
+    fn flows_by_netlink(
+        &mut self,
+        mark: u32,
+        mask: u32,
+        wanted: impl Fn(&[Ipv4Addr; 2], u32) -> bool,
+    ) -> Result<Vec<Flow>, NetlinkError> {
         let mut batch = Batch::new();
         batch.message("list tracked flows", GET, DUMP, &IPV4_HEADER, |a| {
             a.be32(8, mark).be32(21, mask);
@@ -81,11 +104,7 @@ impl Conntrack {
         let mut flows = Vec::new();
         self.socket
             .query(batch, |reply| flows.extend(flow(reply.payload)))?;
-        flows.retain(|flow| {
-            let takes_part =
-                addresses.contains(&flow.from) || addresses.contains(&flow.answered_by);
-            takes_part && flow.mark & mask == mark
-        });
+        flows.retain(|flow: &Flow| wanted(&[flow.from, flow.answered_by], flow.mark));
         Ok(flows)
     }
 
@@ -106,7 +125,10 @@ impl Conntrack {
         let mut batch = Batch::new();
         for flow in flows {
             batch.message("forget a tracked flow", DELETE, ACK, &IPV4_HEADER, |a| {
-                a.bytes(1 | NESTED, &flow.original).bytes(12, &flow.id);
+                a.bytes(1 | NESTED, &flow.original);
+                if let Some(id) = &flow.id {
+                    a.bytes(12, id);
+                }
             });
             batch.tolerate(Errno::NOENT);
         }
@@ -151,7 +173,7 @@ fn flow(payload: &[u8]) -> Option<Flow> {
     let mark = find(8).and_then(|value| Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?)));
     Some(Flow {
         original: original.to_vec(),
-        id: find(12)?.to_vec(),
+        id: Some(find(12)?.to_vec()),
         mark: mark.unwrap_or(0),
         from,
         to,
@@ -195,4 +217,5 @@ fn protocol(tuple: &[u8]) -> Option<(u8, Option<u16>)> {
 /// For fuzzing.
 pub(crate) fn hostile(payload: &[u8]) {
     let _ = flow(payload);
+    text::hostile(payload);
 }
