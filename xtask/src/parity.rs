@@ -1,7 +1,7 @@
 //! `cargo xtask parity`: what Kiln's two predecessors could do, and the tests that show it of Kiln.
 //!
-//! `docs/parity.md` has a row for every id. A test says by its name which id it is about:
-//! `a4_2_pause_…` is one of A4.2. This chore fills the rows' last column from the tests that there
+//! `docs/parity.md` has a row for every id. A test says by its name which ids it is about:
+//! `a4_2_pause_…` is one of A4.2, `b1_8_b2_5_a_time_out_…` one of B1.8 and of B2.5. This chore fills the rows' last column from the tests that there
 //! are, and fails when an id has neither a test nor the word `open` and a reason.
 
 use std::collections::BTreeMap;
@@ -87,25 +87,36 @@ impl Id {
         Self::all().find(|id| id.to_string() == text)
     }
 
-    /// From the name of a test; none when it begins like no id.
-    fn of_test(name: &str) -> Option<Self> {
-        let mut rest = name;
-        let letter = match rest.chars().next()? {
+    /// Those that the name of a test begins with.
+    fn of_test(mut name: &str) -> Vec<Self> {
+        let mut found = Vec::new();
+        while let Some((id, rest)) = Self::before(name) {
+            found.push(id);
+            name = rest;
+        }
+        found
+    }
+
+    /// The id that a name begins with, and what comes behind it.
+    fn before(name: &str) -> Option<(Self, &str)> {
+        let letter = match name.chars().next()? {
             'a' => 'A',
             'b' => 'B',
             _ => return None,
         };
-        rest = &rest[1..];
-        let mut number = || {
-            let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-            let number = rest[..digits].parse().ok()?;
-            rest = rest[digits..].strip_prefix('_')?;
-            Some(number)
-        };
-        let chapter = number()?;
-        let section = number().unwrap_or(0);
-        Some(Self(letter, chapter, section))
+        let (chapter, rest) = number(&name[1..])?;
+        Some(match number(rest) {
+            Some((section, rest)) => (Self(letter, chapter, section), rest),
+            None => (Self(letter, chapter, 0), rest),
+        })
     }
+}
+
+/// A number with the `_` behind it, and the rest.
+fn number(text: &str) -> Option<(u32, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit())?;
+    let number = text[..end].parse().ok()?;
+    Some((number, text[end..].strip_prefix('_')?))
 }
 
 /// Names of tests by id, each with its file.
@@ -234,7 +245,8 @@ fn named_in(source: &str) -> Vec<(Id, &str)> {
             && is_test
         {
             let end = name.find('(').unwrap_or(name.len());
-            found.extend(Id::of_test(&name[..end]).map(|id| (id, &name[..end])));
+            let name = &name[..end];
+            found.extend(Id::of_test(name).into_iter().map(|id| (id, name)));
         }
         // In a macro of property tests, attributes stand on lines of their own too.
         is_test &= line.starts_with("//") || line.is_empty();
@@ -262,11 +274,13 @@ mod tests {
 
     #[test]
     fn tests_are_known_by_their_names() {
-        assert_eq!(Id::of_test("a4_11_x"), Some(Id('A', 4, 11)));
-        assert_eq!(Id::of_test("a9_network"), Some(Id('A', 9, 0)));
-        assert_eq!(Id::of_test("b1_is_refused"), Some(Id('B', 1, 0)));
-        assert_eq!(Id::of_test("a_file_4_2_"), None);
-        assert_eq!(Id::of_test("b12"), None);
+        assert_eq!(Id::of_test("a4_11_x"), [Id('A', 4, 11)]);
+        assert_eq!(Id::of_test("a9_network"), [Id('A', 9, 0)]);
+        assert_eq!(Id::of_test("b1_is_refused"), [Id('B', 1, 0)]);
+        let two = [Id('B', 1, 8), Id('B', 2, 5)];
+        assert_eq!(Id::of_test("b1_8_b2_5_a_time_out"), two);
+        assert_eq!(Id::of_test("a_file_4_2_"), []);
+        assert_eq!(Id::of_test("b12"), []);
     }
 
     #[test]

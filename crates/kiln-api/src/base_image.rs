@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Kinds of base images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BasePreset {
     /// Firecracker's latest release and what its CI tests it with.
@@ -31,6 +32,7 @@ impl BasePreset {
 
 /// A base image to have here. First message of a bundle stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PullBaseImage {
     /// Its kind.
@@ -46,6 +48,7 @@ pub struct PullBaseImage {
 
 /// A base image that is here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BaseImage {
     /// Its id.
     pub id: String,
@@ -79,6 +82,7 @@ pub struct BaseImage {
 
 /// One file of a base image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BaseFile {
     /// Where it is.
     pub path: String,
@@ -90,6 +94,7 @@ pub struct BaseFile {
 
 /// What a pull of a base image came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PulledBaseImage {
     /// The base image.
     pub image: BaseImage,

@@ -14,6 +14,8 @@ pub mod code {
     pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
     /// The caller may not use this daemon.
     pub const FORBIDDEN: &str = "FORBIDDEN";
+    /// The caller shows no token that this daemon knows.
+    pub const UNAUTHORIZED: &str = "UNAUTHORIZED";
     /// Daemon and caller are different versions of Kiln.
     pub const VERSION_MISMATCH: &str = "VERSION_MISMATCH";
     /// The daemon is about to end and takes no more work.
@@ -34,6 +36,7 @@ pub mod code {
 
 /// What failed: `{"error": {"code": …, "message": …}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// The failure.
     pub error: ErrorReport,
@@ -41,6 +44,7 @@ pub struct ErrorBody {
 
 /// One failure, for programs (the code) and for people (the rest).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorReport {
     /// Stable name of the failure, upper case.
     pub code: String,

@@ -6,6 +6,7 @@ use crate::CreateSandbox;
 
 /// A command to run in a sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecRequest {
     /// Program and arguments; a login shell when empty.
@@ -36,11 +37,13 @@ pub struct ExecRequest {
 
 /// First message of an attach stream. It has no fields yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AttachRequest {}
 
 /// Create, start, run one command, and remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RunRequest {
     /// The sandbox to create.
@@ -59,6 +62,7 @@ pub struct RunRequest {
 
 /// Size of a terminal in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TerminalSize {
     /// Lines.
@@ -69,6 +73,7 @@ pub struct TerminalSize {
 
 /// How a command ended: `{"code": 0}`, `{"signal": 9}` or `{"timed_out": 9}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExitStatus {
     /// It returned this status.
@@ -93,6 +98,7 @@ impl ExitStatus {
 
 /// A command that runs, or has ended and whose output is still kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Session {
     /// Its number in its sandbox.
     pub id: u64,

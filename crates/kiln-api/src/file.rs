@@ -7,6 +7,7 @@ pub const TREE_TYPE: &str = "application/vnd.kiln.tree";
 
 /// A file of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileInfo {
     /// Its name, without a path; bytes that are no text are replaced.
     pub name: String,
@@ -29,6 +30,7 @@ pub struct FileInfo {
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
     /// A regular file.
@@ -44,6 +46,7 @@ pub enum FileKind {
 
 /// A directory to make in a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MakeDirectory {
     /// Absolute path.
@@ -61,6 +64,7 @@ pub struct MakeDirectory {
 
 /// A file or directory of a guest that gets another path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MoveFile {
     /// Absolute path.

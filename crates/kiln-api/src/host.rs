@@ -6,6 +6,7 @@ use crate::EngineKind;
 
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Version {
     /// Version of Kiln that the daemon is.
     pub version: String,
@@ -17,6 +18,7 @@ pub struct Version {
 
 /// What executes a guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Acceleration {
     /// The processor.
@@ -30,6 +32,7 @@ pub enum Acceleration {
 
 /// What the daemon can do here, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostInfo {
     /// Version of Kiln that the daemon is.
     pub version: String,

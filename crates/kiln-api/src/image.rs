@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// When to ask the registry for an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PullPolicy {
     /// Each time: names move.
@@ -19,6 +20,7 @@ pub enum PullPolicy {
 
 /// An image to fetch. First message of a pull stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PullImage {
     /// Its name, or a runtime's.
@@ -33,6 +35,7 @@ pub struct PullImage {
 
 /// A file to take images from. First message of an import stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ImportImage {
     /// Path on the daemon's host, absolute.
@@ -44,6 +47,7 @@ pub struct ImportImage {
 
 /// One more name for an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TagImage {
     /// The name.
@@ -52,6 +56,7 @@ pub struct TagImage {
 
 /// What to throw away; images that a sandbox needs stay in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct PruneImages {
     /// Also images that have names.
@@ -68,6 +73,7 @@ pub struct PruneImages {
 
 /// An image that is here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Image {
     /// Its id: the digest of its config.
     pub id: String,
@@ -99,6 +105,7 @@ pub struct Image {
 
 /// How an image wants to be run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ImageConfig {
     /// First words of its main process.
@@ -121,6 +128,7 @@ pub struct ImageConfig {
 
 /// What a removal did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RemovedImage {
     /// Names that are gone.
     pub untagged: Vec<String>,
@@ -131,6 +139,7 @@ pub struct RemovedImage {
 
 /// What was thrown away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrunedImages {
     /// Ids of the images.
     pub images: Vec<String>,

@@ -58,6 +58,10 @@
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] | [`Volume`] |
 //! | `POST /v1/volumes/{name}/export` | [`ExportVolume`] | 204 |
+//! | `GET /v1/events?since=&follow=` | | server-sent events, each an [`Event`] |
+//! | `GET /v1/metrics` | | figures in the text format of Prometheus |
+//! | `GET /v1/kernels` | | array of [`Kernel`] |
+//! | `POST /v1/gc` | [`CollectGarbage`] | array of [`Leftover`] |
 //! | `GET /v1/networks` | | array of [`NamedNetwork`] |
 //! | `POST /v1/networks` | [`CreateNetwork`] | 201, [`NamedNetwork`] |
 //! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
@@ -72,12 +76,15 @@
 mod base_image;
 pub mod client;
 mod error;
+mod event;
 mod exec;
 mod file;
 mod host;
 mod image;
 mod named_network;
 mod network;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 mod sandbox;
 mod stats;
 pub mod stream;
@@ -86,6 +93,7 @@ mod volume;
 pub use base_image::{BaseFile, BaseImage, BasePreset, PullBaseImage, PulledBaseImage};
 pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
+pub use event::{CollectGarbage, Event, Kernel, Leftover};
 pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
 pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
 pub use host::{Acceleration, HostInfo, Version};

@@ -8,6 +8,7 @@ use crate::NetworkPolicy;
 
 /// A network to make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateNetwork {
     /// 1 to 63 of `a-z`, `0-9` and inner dashes; not `auto`, `default` or `none`.
@@ -27,6 +28,7 @@ pub struct CreateNetwork {
 
 /// A tunnel to make, or to use: exactly one of `config` and `existing`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct WireGuardRequest {
     /// `wg-quick` text with its keys, which no answer ever repeats.
@@ -64,6 +66,7 @@ impl fmt::Debug for WireGuardRequest {
 
 /// A network as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NamedNetwork {
     /// Its name.
     pub name: String,
@@ -91,6 +94,7 @@ pub struct NamedNetwork {
 
 /// A tunnel as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WireGuard {
     /// Its interface.
     pub interface: String,
@@ -106,6 +110,7 @@ pub struct WireGuard {
 
 /// A sandbox in a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NetworkMember {
     /// Its id.
     pub sandbox: String,

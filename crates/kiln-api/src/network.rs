@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The network of a sandbox to create.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkRequest {
     /// Which kind; when unset, one of its own where the host can make one, else none.
@@ -16,6 +17,7 @@ pub struct NetworkRequest {
     pub name: Option<String>,
     /// The address to have in that network; the lowest free one when unset.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub address: Option<Ipv4Addr>,
     /// What may be reached; the public internet when empty. In a network with a name, only what is
     /// published: the rest is the network's.
@@ -24,6 +26,7 @@ pub struct NetworkRequest {
 
 /// What kind of network a sandbox has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkMode {
     /// One of its own where the host can make one, else none.
@@ -43,6 +46,7 @@ pub enum NetworkMode {
 /// `allowed_cidrs`, `default_action`. Private ranges stay closed unless a rule names a network
 /// inside one, or `private_networks` is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkPolicy {
     /// The kind; when unset, `custom` where anything is allowed by name, else `allow-all`.
@@ -78,6 +82,7 @@ pub struct NetworkPolicy {
 
 /// One rule. Without `domains` and `cidrs` it means every destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkRule {
     /// What it does.
@@ -101,6 +106,7 @@ pub struct NetworkRule {
 
 /// What a rule does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RuleAction {
     /// Let it pass.
@@ -111,6 +117,7 @@ pub enum RuleAction {
 
 /// Which IP protocol a rule means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RuleProtocol {
     /// Any.
@@ -126,6 +133,7 @@ pub enum RuleProtocol {
 
 /// A port or a range: `443`, `"443"` or `"8000-8100"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum RulePorts {
     /// One port.
@@ -136,6 +144,7 @@ pub enum RulePorts {
 
 /// Limits such as `50mbit`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Bandwidth {
     /// Towards the guest.
@@ -148,6 +157,7 @@ pub struct Bandwidth {
 
 /// The three kinds of policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyMode {
     /// The public internet.
@@ -160,6 +170,7 @@ pub enum PolicyMode {
 
 /// A sandbox's network as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Network {
     /// What was asked for.
     pub mode: NetworkMode,
@@ -189,6 +200,7 @@ pub struct Network {
 
 /// One question that was asked to verify a policy, and what it showed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NetworkProof {
     /// What it is about, for people.
     pub about: String,
@@ -204,6 +216,7 @@ pub struct NetworkProof {
 
 /// What one question showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ProofOutcome {
     /// As the policy says.

@@ -8,6 +8,7 @@ use crate::{ExecRequest, NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateSandbox {
     /// Name to find it by.
@@ -87,6 +88,7 @@ pub struct CreateSandbox {
 
 /// A sandbox's main command: the image's own, or what takes its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct MainCommand {
     /// Runs instead of the image's entrypoint; `[]` or `[""]` takes it away.
@@ -98,6 +100,7 @@ pub struct MainCommand {
 
 /// What changes of a sandbox; what is left out stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateSandbox {
     /// Another name.
@@ -140,6 +143,7 @@ where
 
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WaitFor {
     /// It has no machine, or is gone.
@@ -165,6 +169,7 @@ impl WaitFor {
 
 /// Who is a guest's process 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InitSystem {
     /// Kiln's agent: reaps, and runs nothing by itself.
@@ -176,6 +181,7 @@ pub enum InitSystem {
 
 /// How to stop a sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StopSandbox {
     /// How long the guest has to power off before its machine is ended; the daemon's default when
@@ -186,6 +192,7 @@ pub struct StopSandbox {
 
 /// Which engine a sandbox asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EnginePreference {
     /// The best that works on the host.
@@ -199,6 +206,7 @@ pub enum EnginePreference {
 
 /// Which engine runs a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EngineKind {
     /// Firecracker.
@@ -227,6 +235,7 @@ impl EngineKind {
 
 /// Where a sandbox is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// Never started.
@@ -274,6 +283,7 @@ impl SandboxState {
 
 /// A sandbox as it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Sandbox {
     /// Its id.
     pub id: String,
@@ -345,6 +355,7 @@ pub struct Sandbox {
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Timings {
     /// Image, kernel and disk made ready.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Figures of a running sandbox. Times and counts grow from the guest's start on: ask twice for a
 /// rate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Stats {
     /// When they were taken, in milliseconds of Unix time.

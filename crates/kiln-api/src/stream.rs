@@ -102,6 +102,7 @@ pub fn decode(mut message: Bytes) -> Result<(Channel, Bytes), StreamError> {
 
 /// What a client says besides bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ClientControl {
     /// The terminal has a new size.
@@ -143,6 +144,7 @@ impl ClientControl {
 
 /// What the server says besides bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerControl {
     /// Something takes its time.
@@ -198,6 +200,7 @@ pub enum ServerControl {
 
 /// Progress of something that takes its time; has exactly one of its fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ProgressStep {
     /// A step began.
@@ -213,6 +216,7 @@ pub struct ProgressStep {
 
 /// How far a step got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BytesDone {
     /// Bytes done.
     pub done: u64,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A volume in a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VolumeMount {
     /// The volume's name.
@@ -17,6 +18,7 @@ pub struct VolumeMount {
 
 /// A volume to make: blank, of another volume, or of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateVolume {
     /// Its name.
@@ -34,6 +36,7 @@ pub struct CreateVolume {
 
 /// A larger size for a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResizeVolume {
     /// How large.
@@ -42,6 +45,7 @@ pub struct ResizeVolume {
 
 /// Where to copy a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExportVolume {
     /// Path of the new file on the daemon's host, absolute.
@@ -50,6 +54,7 @@ pub struct ExportVolume {
 
 /// A persistent disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Volume {
     /// Its name.
     pub name: String,

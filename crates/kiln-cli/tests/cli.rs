@@ -145,3 +145,65 @@ fn several_are_tried_all_and_each_failure_is_told() {
         .count();
     assert_eq!(told, 2, "{output:?}");
 }
+
+#[test]
+fn b8_3_doctor_needs_no_daemon_and_changes_nothing_unless_asked() {
+    let kiln = Kiln::new();
+    let output = kiln.run(&["doctor", "--json"]);
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let fails = checks
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|it| it["level"] == "failure");
+    assert_eq!(output.status.code(), Some(i32::from(fails)), "{checks}");
+    assert!(!kiln.data_dir().exists());
+    let fixed = kiln.run(&["doctor", "--json", "--fix"]);
+    let checks: serde_json::Value = serde_json::from_slice(&fixed.stdout).unwrap();
+    let data = checks
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|it| it["name"] == "data-dir");
+    assert_eq!(data.unwrap()["fixed"], true, "{checks}");
+    assert!(kiln.data_dir().exists());
+    assert!(kiln.ok(&["version"]).contains("not running"));
+}
+
+#[test]
+fn events_figures_kernels_and_leftovers_are_told() {
+    let kiln = Kiln::new();
+    assert_eq!(kiln.ok(&["events"]), "");
+    assert_eq!(
+        kiln.ok_json(&["gc", "--dry-run", "--json"]),
+        serde_json::json!([])
+    );
+    assert_eq!(
+        kiln.ok_json(&["kernel", "ls", "--json"]),
+        serde_json::json!([])
+    );
+    assert_eq!(kiln.ok_json(&["stats", "--json"]), serde_json::json!([]));
+    let metrics = kiln.raw("GET /v1/metrics HTTP/1.1\r\nhost: kiln\r\nconnection: close\r\n\r\n");
+    assert!(
+        metrics.contains("kiln_sandboxes{state=\"running\"} 0"),
+        "{metrics}"
+    );
+    let empty = kiln.run(&["--json", "create", "--", "true"]);
+    assert!(empty.status.success(), "{empty:?}");
+    let id = serde_json::from_slice::<serde_json::Value>(&empty.stdout).unwrap()["id"].clone();
+    let id = id.as_str().unwrap();
+    assert!(kiln.ok(&["events"]).contains("created"));
+    assert!(kiln.ok(&["__complete", "--", "rm", &id[..4]]).contains(id));
+    assert!(
+        kiln.ok(&["completion", "bash"])
+            .contains("complete -o default")
+    );
+    kiln.ok(&["rename", id, "web"]);
+    kiln.ok(&["update", "--label", "a=b", "web"]);
+    assert_eq!(kiln.ok(&["ps", "-a", "-q", "-f", "label=a"]).trim(), id);
+    let refused = error(&kiln.run(&["--json", "ps", "-f", "colour=red"]));
+    assert_eq!(refused["code"], "INVALID_SPEC");
+    kiln.ok(&["rm", "web"]);
+    assert!(kiln.log().contains("kiln::audit"), "{}", kiln.log());
+    assert!(kiln.log().contains("/v1/sandboxes"), "{}", kiln.log());
+}

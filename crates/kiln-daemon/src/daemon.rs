@@ -1,20 +1,21 @@
 //! The daemon's life: open, accept, drain, close.
 
-use std::{io, path::Path, pin::pin, time::Duration};
+use std::{io, net::SocketAddr, path::Path, pin::pin, time::Duration};
 
 use kiln::{Host, HostConfig};
 use thiserror::Error;
 use tokio::{
-    net::UnixStream,
+    net::{TcpStream, UnixStream},
     signal::unix::{Signal, SignalKind, signal},
     time,
 };
 
 use crate::{
-    http::{Connection, Service},
+    http::{Connection, Service, auth::Peer},
     lifetime::Lifetime,
     lock::{DaemonLock, LockError},
     memory,
+    remote::{Remote, RemoteConfig, RemoteError},
     socket::{self, Socket, SocketError},
 };
 
@@ -28,6 +29,8 @@ pub struct DaemonConfig {
     pub host: HostConfig,
     /// End after this long without clients and machines; never when unset.
     pub idle_exit: Option<Duration>,
+    /// Listen beyond this host too; with TLS and tokens, never without.
+    pub remote: Option<RemoteConfig>,
     /// How long requests under way may take to finish when the daemon ends.
     pub drain: Duration,
 }
@@ -44,6 +47,9 @@ pub enum OpenError {
     /// The host it should serve does not open.
     #[error("{}", .0.message())]
     Host(kiln::Error),
+    /// It cannot listen beyond this host as it should.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// Signals cannot be received.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -58,6 +64,7 @@ impl OpenError {
             | Self::Socket(SocketError::InUse { .. }) => "DAEMON_RUNNING",
             Self::Lock(LockError::File { .. }) | Self::Socket(_) => "SOCKET_FAILED",
             Self::Host(error) => error.code().as_str(),
+            Self::Remote(_) => "REMOTE_FAILED",
             Self::Signals(_) => kiln_api::code::INTERNAL,
         }
     }
@@ -98,6 +105,7 @@ pub struct Daemon {
     lifetime: Lifetime,
     signals: Signals,
     socket: Socket,
+    remote: Option<Remote>,
     idle_exit: Option<Duration>,
     drain: Duration,
 }
@@ -127,6 +135,11 @@ impl Daemon {
     /// When the host does not open, or the socket cannot be published.
     pub async fn open(config: DaemonConfig, lock: &DaemonLock) -> Result<Self, OpenError> {
         let signals = Signals::catch().map_err(OpenError::Signals)?;
+        // First what is refused without touching anything.
+        let remote = match &config.remote {
+            Some(config) => Some(Remote::open(config).await?),
+            None => None,
+        };
         let host = Host::open(config.host).await.map_err(OpenError::Host)?;
         let socket = Socket::bind(&lock.socket).await?;
         tracing::info!(socket = %lock.socket.display(), pid = std::process::id(), "listening");
@@ -137,6 +150,7 @@ impl Daemon {
             lifetime,
             signals,
             socket,
+            remote,
             idle_exit,
             drain,
         })
@@ -186,6 +200,13 @@ impl Daemon {
                         time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                accepted = accept_remote(self.remote.as_ref()) => {
+                    if let Some((remote, stream, address)) = accepted {
+                        greet(remote, stream, address, &self.lifetime, service);
+                    } else {
+                        time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
                 name = self.signals.next() => return name,
                 () = self.lifetime.stopping() => return "asked to",
                 () = &mut idle => return "idle",
@@ -203,6 +224,44 @@ impl Daemon {
             spawn(stream, &self.lifetime, service);
         }
     }
+}
+
+/// The next connection from elsewhere; never where nobody listens for them. `None` when it failed.
+/// Cancel-safe.
+async fn accept_remote(remote: Option<&Remote>) -> Option<(&Remote, TcpStream, SocketAddr)> {
+    let Some(remote) = remote else {
+        return std::future::pending().await;
+    };
+    match remote.accept().await {
+        Ok((stream, address)) => Some((remote, stream, address)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept a connection");
+            None
+        }
+    }
+}
+
+/// Comes to terms with a connection from elsewhere, and serves it.
+fn greet(
+    remote: &Remote,
+    stream: TcpStream,
+    address: SocketAddr,
+    lifetime: &Lifetime,
+    service: &Service,
+) {
+    let (greeter, tokens) = (remote.greeter(), remote.tokens.clone());
+    let (lifetime, service) = (lifetime.clone(), service.clone());
+    tokio::spawn(async move {
+        match greeter.greet(stream).await {
+            Ok(stream) => {
+                let peer = Peer::Remote { address, tokens };
+                service
+                    .serve(stream, Connection::with(peer, &lifetime))
+                    .await;
+            }
+            Err(error) => tracing::debug!(%address, %error, "no terms with a client"),
+        }
+    });
 }
 
 fn spawn(stream: UnixStream, lifetime: &Lifetime, service: &Service) {

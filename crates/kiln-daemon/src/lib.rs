@@ -10,12 +10,14 @@ mod lifetime;
 mod lock;
 pub mod log;
 pub mod memory;
+mod remote;
 mod socket;
 mod v1;
 
 pub use daemon::{Daemon, DaemonConfig, OpenError, ServeError};
 pub use kiln::{Check, FirecrackerRelease, HostConfig, Level, SERVE_PAGES, doctor, serve_pages};
 pub use lock::{DaemonLock, LockError, wait_for_end};
+pub use remote::{RemoteConfig, RemoteError};
 pub use socket::SocketError;
 
 /// Version of Kiln that this is.

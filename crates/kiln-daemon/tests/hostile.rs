@@ -41,6 +41,7 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/kiln.sock");
         let config = DaemonConfig {
+            remote: None,
             host: HostConfig::new(dir.path().join("data"), dir.path().join("run")),
             idle_exit: None,
             drain: Duration::from_secs(5),

@@ -30,6 +30,9 @@ pub struct HostConfig {
     pub firecracker_releases: Option<String>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
+    /// Directory of executables that take part in sandboxes' lives; see [`Hook`](crate::Hook).
+    /// None when unset.
+    pub hooks_dir: Option<PathBuf>,
     /// Machines that boot at the same time; the rest wait their turn. The number of processors
     /// when unset: more only makes each slower.
     pub parallel_boots: Option<NonZeroUsize>,
@@ -55,6 +58,7 @@ impl HostConfig {
             firecracker_release: FirecrackerRelease::default(),
             firecracker_releases: None,
             qemu: None,
+            hooks_dir: None,
             parallel_boots: None,
             boot_deadline: None,
         }

@@ -23,6 +23,8 @@ pub enum ErrorCode {
     NameTaken,
     /// The idempotency key belongs to another request.
     IdempotencyKeyReused,
+    /// A hook keeps it from being done.
+    HookRefused,
     /// The call does not fit the sandbox's state.
     InvalidState,
     /// Another process owns the data directory.
@@ -132,6 +134,7 @@ impl ErrorCode {
             Self::Ambiguous => "AMBIGUOUS",
             Self::NameTaken => "NAME_TAKEN",
             Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
+            Self::HookRefused => "HOOK_REFUSED",
             Self::InvalidState => "INVALID_STATE",
             Self::DataDirInUse => "DATA_DIR_IN_USE",
             Self::DataDirTooNew => "DATA_DIR_TOO_NEW",
@@ -204,6 +207,7 @@ impl ErrorCode {
             | Self::NetworkNotFound => 404,
             Self::NameTaken
             | Self::IdempotencyKeyReused
+            | Self::HookRefused
             | Self::InvalidState
             | Self::PortTaken
             | Self::NetworkInUse
@@ -357,6 +361,12 @@ impl StdError for Error {
     }
 }
 
+impl From<kiln_vmm::JailError> for Error {
+    fn from(error: kiln_vmm::JailError) -> Self {
+        Self::new(ErrorCode::Host, "cannot remove what is left of a machine").with_source(error)
+    }
+}
+
 impl From<GuestError> for Error {
     fn from(error: GuestError) -> Self {
         let code = match &error {
@@ -388,6 +398,26 @@ mod tests {
         let error = Error::new(ErrorCode::Host, "cannot write the row").with_source(cause);
         assert_eq!(error.message(), "cannot write the row: disk on fire");
         assert_eq!(error.to_string(), "cannot write the row");
+    }
+
+    #[test]
+    fn a9_every_code_is_documented() {
+        let page = include_str!("../../../docs/errors.md");
+        // Only where codes are given their names is one behind an arrow.
+        let codes = include_str!("error.rs").split("=> \"").skip(1);
+        let codes: Vec<_> = codes.filter_map(|rest| rest.split('"').next()).collect();
+        let codes = codes
+            .iter()
+            .filter(|it| it.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+        let mut number = 0;
+        for code in codes {
+            assert!(
+                page.contains(&format!("`{code}`")),
+                "{code} is not in docs/errors.md"
+            );
+            number += 1;
+        }
+        assert!(number > 30);
     }
 
     #[test]

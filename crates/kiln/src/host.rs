@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kiln_image::Progress;
+use kiln_image::kernel::KernelBundle;
 use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
@@ -13,11 +14,14 @@ use crate::config::{Directories, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLIN
 use crate::console::ConsoleReader;
 use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
-use crate::events::{Event, Events};
+use crate::events::{Event, EventKind, Events};
 use crate::exec::{ExecSpec, SessionInfo};
+use crate::failpoint;
 use crate::guest::{ExecSession, GuestLink};
+use crate::hooks::{self, Hook, HookCall, HookPoint, Hooks};
 use crate::lock::DataLock;
 use crate::material::Materials;
+use crate::metrics::Counters;
 use crate::network::{NetworkInfo, Networks, Proof};
 use crate::process;
 use crate::recover;
@@ -55,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) volumes: Volumes,
     pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
+    pub(crate) counters: Counters,
+    pub(crate) hooks: Hooks,
     drivers: RwLock<HashMap<String, DriverHandle>>,
     boots: Turns,
     /// Held by who creates with an idempotency key: what the store says is made has a driver.
@@ -101,11 +107,33 @@ impl Host {
     pub async fn open(config: HostConfig) -> Result<Self, Error> {
         config.check()?;
         let engines = Engines::new(&config, &Directories::new(&config));
-        Self::open_with(config, engines).await
+        Self::open_with(config, engines, Vec::new()).await
     }
 
-    /// As [`Host::open`], with these engines.
-    pub(crate) async fn open_with(config: HostConfig, engines: Engines) -> Result<Self, Error> {
+    /// As [`Host::open`], with hooks of the embedder's behind those of [`HostConfig::hooks_dir`].
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub async fn open_with_hooks(
+        config: HostConfig,
+        hooks: Vec<Arc<dyn Hook>>,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let engines = Engines::new(&config, &Directories::new(&config));
+        Self::open_with(config, engines, hooks).await
+    }
+
+    /// As [`Host::open`], with these engines and hooks.
+    pub(crate) async fn open_with(
+        config: HostConfig,
+        engines: Engines,
+        own: Vec<Arc<dyn Hook>>,
+    ) -> Result<Self, Error> {
+        let mut hooks = match &config.hooks_dir {
+            Some(dir) => hooks::in_directory(dir)?,
+            None => Vec::new(),
+        };
+        hooks.extend(own);
         let directories = Directories::new(&config);
         directories.create()?;
         let lock = DataLock::take(&directories.lock())?;
@@ -116,6 +144,8 @@ impl Host {
             volumes: Volumes::open(directories.volumes())?,
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
+            counters: Counters::default(),
+            hooks: Hooks::new(hooks),
             drivers: RwLock::default(),
             boots: Turns::new(parallel_boots(&config)),
             creating: tokio::sync::Mutex::default(),
@@ -178,12 +208,14 @@ impl Host {
     /// [`ErrorCode::ImageFailed`] when the image does not exist.
     pub async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         let row = self.new_row(spec)?;
+        self.ask_hooks(&row).await?;
         let stored = row.clone();
         self.shared
             .store
             .write(move |tx| Sandboxes(tx).insert(&stored))
             .await?;
-        Ok(self.begin(row))
+        failpoint::reach("create.stored");
+        Ok(self.begin(row).await)
     }
 
     /// As [`Host::create`], once: repeated with the same key and spec, it answers the sandbox that
@@ -195,6 +227,7 @@ impl Host {
     pub async fn create_once(&self, key: &str, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         check_idempotency_key(key)?;
         let row = self.new_row(spec)?;
+        self.ask_hooks(&row).await?;
         let _turn = self.shared.creating.lock().await;
         let (stored, owned) = (row.clone(), key.to_owned());
         let created = self
@@ -202,7 +235,7 @@ impl Host {
             .store
             .write(move |tx| Idempotency(tx).create(&owned, &stored));
         match created.await? {
-            Created::Now => Ok(self.begin(row)),
+            Created::Now => Ok(self.begin(row).await),
             Created::Before(id) => self.get(&id).await,
             Created::KeyOfAnother => Err(Error::new(
                 ErrorCode::IdempotencyKeyReused,
@@ -219,12 +252,19 @@ impl Host {
     }
 
     /// Gives a row that is stored its driver.
-    fn begin(&self, row: SandboxRow) -> SandboxInfo {
+    async fn begin(&self, row: SandboxRow) -> SandboxInfo {
         let info = SandboxInfo::from(&row);
-        self.shared.events.publish(&row.id, Some(row.state));
+        self.shared.events.publish(&row, EventKind::Created);
         self.shared
             .adopt_driver(driver::spawn(Arc::clone(&self.shared), row, None));
+        let call = HookCall::new(HookPoint::AfterCreate, info.clone());
+        self.shared.hooks.tell(&call).await;
         info
+    }
+
+    async fn ask_hooks(&self, row: &SandboxRow) -> Result<(), Error> {
+        let call = HookCall::new(HookPoint::BeforeCreate, SandboxInfo::from(row));
+        self.shared.hooks.ask(&call).await
     }
 
     /// Boots a sandbox, waits until its agent answers and runs its main command, if it has one.
@@ -374,6 +414,7 @@ impl Host {
         let link = self.link(key, "exec in")?;
         let view = self.view(key)?;
         let completed = process::complete(view.row.image_config.as_ref(), spec)?;
+        self.shared.counters.command();
         let held = view
             .activity
             .begin(spec.tty.is_some() && !spec.keep_timeout);
@@ -488,6 +529,21 @@ impl Host {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+
+    /// What has happened since the event of this number, as far as it is kept, and what happens
+    /// from now on: none twice, none lost in between.
+    #[must_use]
+    pub fn events_since(&self, number: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.shared.events.since(number)
+    }
+
+    /// The guest kernels that are here.
+    ///
+    /// # Errors
+    /// [`ErrorCode::KernelFailed`] when their store cannot be read.
+    pub async fn kernels(&self) -> Result<Vec<KernelBundle>, Error> {
+        self.shared.materials.kernels().await
     }
 
     /// Number of sandboxes with a machine.

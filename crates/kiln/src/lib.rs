@@ -12,15 +12,20 @@ mod engines;
 mod error;
 mod events;
 mod exec;
+mod failpoint;
 mod files;
 mod firecracker;
+mod gc;
 mod guest;
+mod hooks;
 mod host;
 mod image_choice;
 mod images;
 mod lock;
 mod material;
+mod metrics;
 mod network;
+mod orphans;
 mod process;
 mod recover;
 mod sandbox;
@@ -36,20 +41,23 @@ pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
-pub use events::Event;
+pub use events::{Event, EventKind};
 pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
 pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
 pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
+pub use gc::{Leftover, LeftoverKind};
 pub use guest::{
     ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream, TreeDownload,
     TreeUpload,
 };
+pub use hooks::{Hook, HookCall, HookError, HookPoint, OnFailure};
 pub use host::{Host, HostInfo};
 pub use images::{ImportImage, PruneImages, PullImage};
 pub use kiln_image::Volume;
 pub use kiln_image::bundle::{
     BaseFile, BaseImage, Ensured as EnsuredBaseImage, Preset as BasePreset,
 };
+pub use kiln_image::kernel::KernelBundle;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
 pub use kiln_image::{Progress, ProgressEvent, Silent};
@@ -58,6 +66,7 @@ pub use kiln_net::policy::{
 };
 pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
+pub use metrics::HostMetrics;
 pub use network::{
     NamedNetwork, NetworkInfo, NetworkMember, NetworkMode, NetworkSpec, NewNetwork, Proof,
     ProofOutcome, Secret, Tunnel, TunnelInfo, WireGuard,

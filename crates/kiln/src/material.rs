@@ -133,6 +133,12 @@ impl Materials {
         blocking(move || work(&stores.library)).await
     }
 
+    /// The kernels that are here.
+    pub(crate) async fn kernels(&self) -> Result<Vec<KernelBundle>, Error> {
+        let stores = Arc::clone(&self.stores);
+        blocking(move || Ok(stores.kernels.list()?)).await
+    }
+
     /// Does something with the base images where blocking is allowed.
     pub(crate) async fn with_base_images<T, F>(&self, work: F) -> Result<T, Error>
     where

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_vmm::{AdoptError, MachineState};
+use kiln_vmm::{AdoptError, MachineRecord, MachineState};
 use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
 use crate::host::Shared;
 use crate::network;
+use crate::orphans;
 use crate::sandbox::driver::{self, Live};
 use crate::sandbox::{RestartPolicy, SandboxState, launch};
 use crate::store::{Intent, SandboxRow, Sandboxes};
@@ -57,7 +58,11 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option
         shared.adopt_driver(driver::spawn(Arc::clone(shared), row, Some(live)));
         return Ok(Some(id));
     }
-    end(&row).await?;
+    match &row.machine {
+        Some(record) => end(record).await?,
+        None if may_have_a_machine(&row) => orphans::end(shared, &row.id).await?,
+        None => {}
+    }
     if row.intent == Some(Intent::Remove) || goes_with_its_machine(&row) {
         finish_removal(shared, &row).await?;
         return Ok(None);
@@ -98,11 +103,13 @@ async fn adopted(shared: &Shared, row: &SandboxRow) -> Option<Live> {
         .map(|(link, volumes)| Live::new(machine, link, network, volumes))
 }
 
+/// One that was on its way up, or is on its way out, has a machine that may not be written down.
+fn may_have_a_machine(row: &SandboxRow) -> bool {
+    row.intent.is_some() || row.state.is_live()
+}
+
 /// Ends what is left of a row's machine: by its recorded identity, so never a stranger.
-async fn end(row: &SandboxRow) -> Result<(), Error> {
-    let Some(record) = &row.machine else {
-        return Ok(());
-    };
+async fn end(record: &MachineRecord) -> Result<(), Error> {
     kiln_vmm::discard(record, Duration::ZERO)
         .await
         .map(drop)

@@ -23,7 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kiln-tree",
         ],
     ),
-    ("kiln-api", &[]),
+    // Itself: its tests need a feature of it.
+    ("kiln-api", &["kiln-api"]),
     ("kiln-daemon", &["kiln", "kiln-api"]),
     ("kiln-cli", &["kiln-api", "kiln-daemon", "kiln-tree"]),
     ("xtask", &["kiln-agent-proto"]),

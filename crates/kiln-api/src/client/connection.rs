@@ -1,6 +1,6 @@
 //! One request on one connection.
 
-use std::{convert::Infallible, path::Path};
+use std::convert::Infallible;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
@@ -12,10 +12,9 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 
-use super::ClientError;
+use super::{ClientError, endpoint::Endpoint};
 use crate::{ErrorBody, TREE_TYPE, VERSION_HEADER};
 
 /// Largest answer that is read whole: thousands of sandboxes fit.
@@ -28,24 +27,15 @@ pub(super) fn body<T: Serialize>(request: &T) -> Result<Vec<u8>, ClientError> {
     serde_json::to_vec(request).map_err(ClientError::Encode)
 }
 
-async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
-    UnixStream::connect(socket)
-        .await
-        .map_err(|source| ClientError::Connect {
-            socket: socket.to_owned(),
-            source,
-        })
-}
-
 pub(super) async fn send(
-    socket: &Path,
+    endpoint: &Endpoint,
     version: Option<&str>,
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
     headers: &[(&str, &str)],
 ) -> Result<Answer, ClientError> {
-    let mut builder = request(version, method, path);
+    let mut builder = request(endpoint, version, method, path);
     for (name, value) in headers {
         builder = builder.header(*name, *value);
     }
@@ -53,34 +43,35 @@ pub(super) async fn send(
         builder = builder.header(header::CONTENT_TYPE, "application/json");
     }
     let body = Full::<Bytes>::from(body.unwrap_or_default());
-    exchange(socket, builder, body).await
+    exchange(endpoint, builder, body).await
 }
 
 /// As [`send`], with a body that comes as it is read.
 pub(super) async fn send_stream(
-    socket: &Path,
+    endpoint: &Endpoint,
     version: Option<&str>,
     method: Method,
     path: &str,
     body: UnsyncBoxBody<Bytes, Infallible>,
 ) -> Result<Answer, ClientError> {
-    let builder = request(version, method, path).header(header::CONTENT_TYPE, TREE_TYPE);
-    exchange(socket, builder, body).await
+    let builder = request(endpoint, version, method, path).header(header::CONTENT_TYPE, TREE_TYPE);
+    exchange(endpoint, builder, body).await
 }
 
 /// Turns a connection into a WebSocket's.
 pub(super) async fn upgrade(
-    socket: &Path,
+    endpoint: &Endpoint,
     version: Option<&str>,
     path: &str,
 ) -> Result<Upgraded, ClientError> {
     let key = generate_key();
-    let builder = request(version, Method::GET, path)
+    let builder = request(endpoint, version, Method::GET, path)
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key);
-    let response = switched(exchange(socket, builder, Full::<Bytes>::default()).await?).await?;
+    let response = exchange(endpoint, builder, Full::<Bytes>::default()).await?;
+    let response = switched(response).await?;
     let accepts = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accepts.map(HeaderValue::as_bytes) != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(ClientError::answer(
@@ -92,15 +83,15 @@ pub(super) async fn upgrade(
 
 /// Turns a connection into one that speaks `protocol`.
 pub(super) async fn upgrade_to(
-    socket: &Path,
+    endpoint: &Endpoint,
     version: Option<&str>,
     path: &str,
     protocol: &str,
 ) -> Result<Upgraded, ClientError> {
-    let builder = request(version, Method::GET, path)
+    let builder = request(endpoint, version, Method::GET, path)
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, protocol);
-    take(switched(exchange(socket, builder, Full::<Bytes>::default()).await?).await?).await
+    take(switched(exchange(endpoint, builder, Full::<Bytes>::default()).await?).await?).await
 }
 
 async fn switched(response: Answer) -> Result<Answer, ClientError> {
@@ -121,7 +112,7 @@ async fn take(response: Answer) -> Result<Upgraded, ClientError> {
 }
 
 async fn exchange<B>(
-    socket: &Path,
+    endpoint: &Endpoint,
     builder: request::Builder,
     body: B,
 ) -> Result<Answer, ClientError>
@@ -132,7 +123,7 @@ where
     let request = builder
         .body(body)
         .map_err(|_| ClientError::answer("the request has no valid form in HTTP"))?;
-    let stream = TokioIo::new(connect(socket).await?);
+    let stream = TokioIo::new(endpoint.connect().await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
         .await
         .map_err(ClientError::lost)?;
@@ -144,11 +135,19 @@ where
         .map_err(ClientError::lost)
 }
 
-fn request(version: Option<&str>, method: Method, path: &str) -> request::Builder {
-    let builder = Request::builder()
+fn request(
+    endpoint: &Endpoint,
+    version: Option<&str>,
+    method: Method,
+    path: &str,
+) -> request::Builder {
+    let mut builder = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "kiln");
+    if let Some(token) = endpoint.token() {
+        builder = builder.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
     match version {
         Some(version) => builder.header(VERSION_HEADER, version),
         None => builder,

@@ -1,7 +1,5 @@
 //! A running command as its client has it: what goes in, what comes out.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use futures_util::{
     SinkExt, StreamExt,
@@ -16,7 +14,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{ClientError, connection};
+use super::{ClientError, connection, endpoint::Endpoint};
 use crate::stream::{
     Channel, ClientControl, MAX_REQUEST, READ_BUFFER, ServerControl, StreamError, WRITE_BUFFER,
     decode, encode,
@@ -56,14 +54,14 @@ pub enum ServerMessage {
 
 impl ExecStream {
     pub(super) async fn open(
-        socket: &Path,
+        endpoint: &Endpoint,
         version: Option<&str>,
         path: &str,
         request: Vec<u8>,
     ) -> Result<Self, ClientError> {
         let text = String::from_utf8(request)
             .map_err(|_| ClientError::answer("the request is not text"))?;
-        let upgraded = connection::upgrade(socket, version, path).await?;
+        let upgraded = connection::upgrade(endpoint, version, path).await?;
         let mut socket =
             WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config())).await;
         socket.send(Message::text(text)).await.map_err(lost)?;

@@ -93,7 +93,8 @@ impl Client {
         let body = StreamBody::new(frames).boxed_unsync();
         let version = self.version.as_deref();
         let path = sandbox_path(key, &query);
-        let sent = connection::send_stream(&self.socket, version, Method::PUT, &path, body).await?;
+        let sent =
+            connection::send_stream(&self.endpoint, version, Method::PUT, &path, body).await?;
         connection::accepted(sent).await.map(drop)
     }
 

@@ -5,7 +5,9 @@
 
 mod base_images;
 mod connection;
+mod endpoint;
 mod error;
+mod events;
 mod exec_stream;
 mod files;
 mod images;
@@ -19,7 +21,9 @@ use std::path::{Path, PathBuf};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 
+use endpoint::Endpoint;
 pub use error::ClientError;
+pub use events::EventStream;
 pub use exec_stream::{ExecReceiver, ExecSender, ExecStream, ServerMessage};
 pub use log_stream::LogStream;
 
@@ -43,7 +47,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
     version: Option<String>,
 }
 
@@ -52,9 +56,20 @@ impl Client {
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
-            socket: socket.into(),
+            endpoint: Endpoint::Unix(socket.into()),
             version: None,
         }
+    }
+
+    /// A client of the daemon at `HOST:PORT` of another host, by TLS. Does not connect yet.
+    ///
+    /// # Errors
+    /// When the address names no host, or `roots` are not PEM certificates.
+    pub fn remote(address: &str, roots: &[u8], token: &str) -> Result<Self, ClientError> {
+        Ok(Self {
+            endpoint: Endpoint::remote(address, roots, token)?,
+            version: None,
+        })
     }
 
     /// Has the daemon refuse everything unless it is exactly this version.
@@ -64,10 +79,10 @@ impl Client {
         self
     }
 
-    /// The socket it connects to.
+    /// The socket it connects to; empty for a daemon on another host.
     #[must_use]
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.endpoint.socket()
     }
 
     /// Who answers. Works across versions.
@@ -129,7 +144,7 @@ impl Client {
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
         let path = sandbox_path(key, &format!("/ports/{port}"));
         let version = self.version.as_deref();
-        connection::upgrade_to(&self.socket, version, &path, PORT_PROTOCOL).await
+        connection::upgrade_to(&self.endpoint, version, &path, PORT_PROTOCOL).await
     }
 
     /// Commands that run in a sandbox, or ended there.
@@ -216,7 +231,7 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> Result<connection::Answer, ClientError> {
         let version = self.version.as_deref();
-        connection::send(&self.socket, version, method, path, body, &[]).await
+        connection::send(&self.endpoint, version, method, path, body, &[]).await
     }
 
     async fn stream<T: serde::Serialize + Sync>(
@@ -225,7 +240,7 @@ impl Client {
         request: &T,
     ) -> Result<ExecStream, ClientError> {
         let request = connection::body(request)?;
-        ExecStream::open(&self.socket, self.version.as_deref(), path, request).await
+        ExecStream::open(&self.endpoint, self.version.as_deref(), path, request).await
     }
 }
 

@@ -42,7 +42,7 @@ impl Client {
         let body = Some(connection::body(request)?);
         let (version, path) = (self.version.as_deref(), "/v1/sandboxes");
         let header = [(IDEMPOTENCY_HEADER, key)];
-        let sent = connection::send(&self.socket, version, Method::POST, path, body, &header);
+        let sent = connection::send(&self.endpoint, version, Method::POST, path, body, &header);
         connection::read_json(connection::accepted(sent.await?).await?).await
     }
 

@@ -8,6 +8,7 @@ use std::{
 use clap::Args;
 use kiln_daemon::{
     Daemon as Server, DaemonConfig, DaemonLock, FirecrackerRelease, HostConfig, OpenError,
+    RemoteConfig,
 };
 use rustix::{fs::Mode, process};
 use tokio::runtime::{Builder, Runtime};
@@ -51,6 +52,19 @@ pub(crate) struct DaemonArgs {
     #[arg(long, value_name = "SECONDS", env = "KILN_BOOT_TIMEOUT",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     boot_timeout: Option<u64>,
+    /// Listen beyond this host too, with TLS and tokens: whoever has a token can do what this user can
+    #[arg(long, value_name = "ADDRESS:PORT", requires_all = ["tls_cert", "tls_key", "tokens"],
+          conflicts_with_all = ["background", "stop"])]
+    listen: Option<std::net::SocketAddr>,
+    /// PEM file of the certificate for --listen
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_cert: Option<std::path::PathBuf>,
+    /// PEM file of its key; nobody else may read it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_key: Option<std::path::PathBuf>,
+    /// File of tokens for --listen, one on a line; nobody else may read it
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tokens: Option<std::path::PathBuf>,
     /// Fetch this release of Firecracker where KVM runs guests and no binary is found: known-good,
     /// latest, never, or one such as v1.16.1 [default: known-good]
     #[arg(
@@ -144,11 +158,13 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let default = if args.detached { IDLE_EXIT_S } else { 0 };
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
+    host.hooks_dir = Some(hooks_dir(place));
     host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
     host.firecracker_releases = args.firecracker_releases.clone();
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,
+        remote: remote(args),
         idle_exit: idle_exit.map(Duration::from_secs),
         drain: DRAIN,
     };
@@ -158,6 +174,24 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     }
     server.serve().await?;
     Ok(0)
+}
+
+/// All of it or nothing: the arguments require each other.
+fn remote(args: &DaemonArgs) -> Option<RemoteConfig> {
+    Some(RemoteConfig {
+        address: args.listen?,
+        certificate: args.tls_cert.clone()?,
+        key: args.tls_key.clone()?,
+        tokens: args.tokens.clone()?,
+    })
+}
+
+/// `KILN_HOOKS_DIR`, or `hooks` in the data directory.
+fn hooks_dir(place: &Place) -> std::path::PathBuf {
+    match std::env::var_os("KILN_HOOKS_DIR").filter(|it| !it.is_empty()) {
+        Some(dir) => dir.into(),
+        None => place.data_dir.join("hooks"),
+    }
 }
 
 /// Tells whoever started us, and lets go of the pipe to it.

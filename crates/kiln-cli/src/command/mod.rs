@@ -1,20 +1,25 @@
 //! The commands, one file each, and what several of them share.
 
 pub(crate) mod attach;
+pub(crate) mod completion;
 pub(crate) mod connect;
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod daemon;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod forward;
+pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod kernel;
 pub(crate) mod lifetime;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod pause;
+pub(crate) mod port;
 pub(crate) mod ps;
 pub(crate) mod restart;
 pub(crate) mod rm;
@@ -89,6 +94,12 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Stats(args) => stats::run(&args, daemon, output).await,
         Command::Logs(args) => logs::run(&args, daemon).await,
         Command::Network(args) => network::run(args, daemon, output).await,
+        Command::Kernel(args) => kernel::run(&args, daemon, output).await,
+        Command::Port(args) => port::run(&args, daemon, output).await,
+        Command::Events(args) => events::run(&args, daemon, output).await,
+        Command::Gc(args) => gc::run(&args, daemon, output).await,
+        Command::Completion(args) => Ok(completion::run(&args, output)),
+        Command::Complete(args) => Ok(completion::complete(&args, daemon, output).await),
         Command::Info(args) => info::run(&args, daemon, output).await,
         Command::Version(args) => version::run(&args, daemon, output).await,
         // One has a runtime of its own, the other no daemon.

@@ -1,9 +1,10 @@
 //! Who may use the daemon: its own user and root, by what the kernel says of the peer.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use axum::{
     extract::{Request, State},
+    http::header,
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -12,27 +13,52 @@ use rustix::process::geteuid;
 use tokio::net::UnixStream;
 
 use super::{Connection, error::ApiError};
-use crate::{VERSION, lifetime::Lifetime};
+use crate::{VERSION, lifetime::Lifetime, remote::Tokens};
 
-/// The process at the other end, as it was when it connected.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer {
-    uid: u32,
-    pid: Option<i32>,
+/// Who is at the other end, as it was when it connected.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    /// A process of this host.
+    Local {
+        /// Its user.
+        uid: u32,
+        /// Its number.
+        pid: Option<i32>,
+    },
+    /// Somebody elsewhere, who has to show one of these.
+    Remote { address: SocketAddr, tokens: Tokens },
 }
 
 impl Peer {
     pub(crate) fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
-        Ok(Self {
+        Ok(Self::Local {
             uid: credentials.uid(),
             pid: credentials.pid(),
         })
     }
 
-    fn is_allowed(self) -> bool {
-        self.uid == 0 || self.uid == geteuid().as_raw()
+    fn check(&self, request: &Request) -> Result<(), ApiError> {
+        match self {
+            Self::Local { uid, .. } if *uid == 0 || *uid == geteuid().as_raw() => Ok(()),
+            Self::Local { uid, pid } => {
+                tracing::warn!(uid, pid, "refused a client of another user");
+                Err(ApiError::forbidden())
+            }
+            Self::Remote { tokens, .. } if bearer(request).is_some_and(|it| tokens.hold(it)) => {
+                Ok(())
+            }
+            Self::Remote { address, .. } => {
+                tracing::warn!(%address, "refused a client without a token");
+                Err(ApiError::unauthorized())
+            }
+        }
     }
+}
+
+fn bearer(request: &Request) -> Option<&str> {
+    let header = request.headers().get(header::AUTHORIZATION)?;
+    header.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// Lets through who may use the daemon, while it takes work, and is of its version.
@@ -57,17 +83,10 @@ pub(crate) async fn admit(
 
 fn check_peer(request: &Request) -> Result<(), ApiError> {
     // Without a peer nobody is let in: a router that is served some other way is closed.
-    let peer = request
-        .extensions()
-        .get::<Connection>()
-        .map(|connection| connection.peer);
-    if peer.is_some_and(Peer::is_allowed) {
-        return Ok(());
+    match request.extensions().get::<Connection>() {
+        Some(connection) => connection.peer.check(request),
+        None => Err(ApiError::forbidden()),
     }
-    if let Some(Peer { uid, pid }) = peer {
-        tracing::warn!(uid, pid, "refused a client of another user");
-    }
-    Err(ApiError::forbidden())
 }
 
 fn check_version(request: &Request) -> Result<(), ApiError> {

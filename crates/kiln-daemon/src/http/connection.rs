@@ -9,7 +9,11 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use kiln::Host;
-use tokio::{net::UnixStream, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::Semaphore,
+};
 
 use super::auth::Peer;
 use crate::{
@@ -43,15 +47,18 @@ struct Shared {
 
 impl Connection {
     pub(crate) fn new(stream: &UnixStream, lifetime: &Lifetime) -> io::Result<Self> {
-        let peer = Peer::of(stream)?;
+        Ok(Self::with(Peer::of(stream)?, lifetime))
+    }
+
+    pub(crate) fn with(peer: Peer, lifetime: &Lifetime) -> Self {
         let shared = Shared {
             lifetime: lifetime.clone(),
             _busy: lifetime.busy(),
         };
-        Ok(Self {
+        Self {
             peer,
             shared: Arc::new(shared),
-        })
+        }
     }
 
     pub(crate) fn lifetime(&self) -> &Lifetime {
@@ -76,7 +83,10 @@ impl Service {
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn serve(self, stream: UnixStream, connection: Connection) {
+    pub(crate) async fn serve<S>(self, stream: S, connection: Connection)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let Ok(_slot) = self.slots.acquire().await else {
             return;
         };

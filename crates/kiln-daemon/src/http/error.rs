@@ -48,6 +48,14 @@ impl ApiError {
         )
     }
 
+    pub(crate) fn unauthorized() -> Self {
+        Self::of(
+            StatusCode::UNAUTHORIZED,
+            ErrorReport::new(code::UNAUTHORIZED, "this daemon does not know the token")
+                .with_hint("send one of its tokens: `Authorization: Bearer …`"),
+        )
+    }
+
     pub(crate) fn stopping() -> Self {
         Self::of(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -1,6 +1,7 @@
 //! HTTP on the socket: connections, who may use them, errors, and streams. What the paths mean is
 //! told in [`crate::v1`].
 
+pub(crate) mod audit;
 pub(crate) mod auth;
 mod connection;
 pub(crate) mod error;

@@ -326,6 +326,31 @@ pub(super) fn stats(stats: kiln::SandboxStats) -> kiln_api::Stats {
     }
 }
 
+pub(super) fn kernel(kernel: kiln::KernelBundle) -> kiln_api::Kernel {
+    kiln_api::Kernel {
+        id: kernel.id,
+        release: kernel.release,
+        source: kernel.source,
+        path: kernel.vmlinux.display().to_string(),
+        modules: kernel.modules.len(),
+    }
+}
+
+pub(super) fn leftover(leftover: kiln::Leftover) -> kiln_api::Leftover {
+    let kind = match leftover.kind {
+        kiln::LeftoverKind::Sandbox => "sandbox",
+        kiln::LeftoverKind::Machine => "machine",
+        kiln::LeftoverKind::Jail => "jail",
+        kiln::LeftoverKind::HalfMade => "half_made",
+    };
+    kiln_api::Leftover {
+        kind: kind.to_owned(),
+        path: leftover.path.display().to_string(),
+        bytes: leftover.bytes,
+        removed: leftover.removed,
+    }
+}
+
 pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| {

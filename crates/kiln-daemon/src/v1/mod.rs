@@ -2,11 +2,13 @@
 
 mod base_images;
 pub(crate) mod convert;
+mod events;
 mod exec;
 mod files;
 mod host;
 mod images;
 mod logs;
+mod metrics;
 mod named_networks;
 mod networks;
 mod policy;
@@ -22,7 +24,7 @@ use axum::{
 use kiln::Host;
 
 use crate::{
-    http::{auth, error::ApiError},
+    http::{audit, auth, error::ApiError},
     lifetime::Lifetime,
 };
 
@@ -39,6 +41,10 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .route("/v1/version", get(host::version))
         .route("/v1/info", get(host::info))
         .route("/v1/shutdown", post(host::shutdown))
+        .route("/v1/events", get(events::read))
+        .route("/v1/metrics", get(metrics::read))
+        .route("/v1/kernels", get(host::kernels))
+        .route("/v1/gc", post(host::collect_garbage))
         .route("/v1/run", get(run::run))
         .route(
             "/v1/sandboxes",
@@ -79,5 +85,6 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .fallback(async || ApiError::no_such_path())
         .method_not_allowed_fallback(async || ApiError::no_such_method())
         .layer(admit)
+        .layer(middleware::from_fn(audit::write))
         .with_state(App { host, lifetime })
 }

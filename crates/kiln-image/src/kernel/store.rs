@@ -127,6 +127,21 @@ impl KernelStore {
         self.build(source, &key, progress)
     }
 
+    /// Every bundle that is here and whole, by release.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn list(&self) -> Result<Vec<KernelBundle>, KernelError> {
+        let bundles = self.root.join("bundles");
+        let entries = fs::read_dir(&bundles).map_err(io_error("read", &bundles))?;
+        let mut all: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| self.get(entry.file_name().to_str()?))
+            .collect();
+        all.sort_by(|a, b| (&a.release, &a.id).cmp(&(&b.release, &b.id)));
+        Ok(all)
+    }
+
     /// The bundle with this id, verified; `None` where it is not here or damaged.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<KernelBundle> {

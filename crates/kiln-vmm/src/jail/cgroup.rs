@@ -60,6 +60,18 @@ impl Hierarchy {
         Self::at(Path::new(MOUNT))
     }
 
+    /// The directories of a group that is there.
+    pub(crate) fn existing(&self, parent: &str, name: &str) -> Vec<PathBuf> {
+        let trees = match self.version {
+            Version::Two => vec![self.mount.clone()],
+            Version::One => ["memory", "cpu", "pids"]
+                .map(|it| self.mount.join(it))
+                .to_vec(),
+        };
+        let dirs = trees.into_iter().map(|tree| tree.join(parent).join(name));
+        dirs.filter(|dir| dir.is_dir()).collect()
+    }
+
     fn at(mount: &Path) -> Self {
         let version = if mount.join("cgroup.controllers").exists() {
             Version::Two

@@ -219,6 +219,41 @@ impl Drop for Jail {
     }
 }
 
+/// Ends and removes whatever of a machine there is that was never recorded: its owner died between
+/// making it and writing it down. Everything is found by names that derive from `id`. Blocks.
+///
+/// # Errors
+/// A process cannot be ended, or a directory not removed.
+pub fn sweep_unrecorded(jail: &JailSpec, id: &str) -> Result<(), JailError> {
+    let cgroups = Hierarchy::of_host().existing(&jail.cgroup_parent, id);
+    // Each engine's program has a directory of its own in the base.
+    let programs = std::fs::read_dir(&jail.base_dir)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let dirs: Vec<PathBuf> = programs
+        .map(|program| program.path().join(id))
+        .filter(|dir| dir.is_dir())
+        .collect();
+    if cgroups.is_empty() && dirs.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(id, "removing what was never recorded of a machine");
+    let mut record = JailRecord {
+        uid: jail.uid,
+        gid: jail.gid,
+        dir: None,
+        cgroups,
+    };
+    // The processes first, wherever they are.
+    record.sweep()?;
+    for dir in dirs {
+        record.dir = Some(dir);
+        record.sweep()?;
+    }
+    Ok(())
+}
+
 /// Does what blocks elsewhere.
 pub(crate) async fn off_the_runtime<T: Send + 'static, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,

@@ -29,7 +29,10 @@ impl Facts {
             engines: SelectOptions {
                 firecracker: config.firecracker.clone(),
                 qemu: config.qemu.clone(),
-                cache_dir: directories.cache(),
+                // What is found out is kept where there is a place for it; none is made for that.
+                cache_dir: Some(directories.cache())
+                    .filter(|it| it.exists())
+                    .unwrap_or_else(|| PathBuf::from("/dev/null")),
                 allow_unusable_kvm: false,
             },
             directories,

@@ -4,6 +4,9 @@ use super::driver::Driver;
 use super::update::needs_rest;
 use super::{SandboxInfo, SandboxUpdate};
 use crate::error::Error;
+use crate::events::EventKind;
+use crate::failpoint;
+use crate::hooks::HookPoint;
 use crate::network::NetworkSpec;
 
 impl Driver {
@@ -26,6 +29,7 @@ impl Driver {
             self.restart_at = None;
         }
         self.tell();
+        self.shared.events.publish(&self.row, EventKind::Updated);
         Ok(self.info())
     }
 
@@ -42,16 +46,22 @@ impl Driver {
         let checked = wanted.checked_policy()?;
         let before = std::mem::replace(&mut self.row.spec.network, wanted);
         let mut changed = self.save().await;
+        failpoint::reach("policy.stored");
         if changed.is_ok()
             && let Some(network) = self.live.as_ref().and_then(|live| live.network.as_ref())
         {
             changed = network.update(checked).await;
         }
+        failpoint::reach("policy.applied");
         if changed.is_err() {
             self.row.spec.network = before;
             self.save().await?;
         }
         self.tell();
+        if changed.is_ok() {
+            self.shared.events.publish(&self.row, EventKind::Policy);
+            self.tell_hooks(HookPoint::PolicyChanged).await;
+        }
         changed
     }
 }

@@ -21,7 +21,7 @@ const RANGES: u32 = (1 << 31) / UIDS - FIRST_UID / UIDS;
 const CGROUP_PARENT: &str = "kiln";
 
 /// The jail of a sandbox: always there for root, never for others, who cannot make one.
-pub(super) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, Error> {
+pub(crate) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, Error> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }

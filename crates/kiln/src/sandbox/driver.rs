@@ -19,8 +19,9 @@ use super::timeouts::{Due, until_due};
 use super::{SandboxInfo, SandboxState, SandboxUpdate};
 use crate::error::{Error, ErrorCode};
 use crate::guest::{GuestEvent, GuestLink};
+use crate::hooks::{HookCall, HookPoint};
 use crate::host::Shared;
-use crate::network::Attachment;
+use crate::network::{Attachment, NetworkInfo};
 use crate::store::{SandboxRow, Sandboxes};
 use crate::volumes::VolumeClaims;
 
@@ -280,7 +281,7 @@ impl Driver {
         let saved = self.save().await;
         info!(state = %next, reason = self.row.reason.as_deref(), "state");
         self.tell();
-        self.shared.events.publish(&self.row.id, Some(next));
+        self.shared.events.publish(&self.row, next.into());
         saved
     }
 
@@ -303,6 +304,37 @@ impl Driver {
         self.save().await?;
         self.tell();
         Ok(())
+    }
+
+    /// Asks the hooks whether something that was asked for may be done.
+    pub(super) async fn ask_hooks(&self, point: HookPoint) -> Result<(), Error> {
+        let hooks = &self.shared.hooks;
+        if hooks.is_empty() {
+            return Ok(());
+        }
+        hooks.ask(&HookCall::new(point, self.info())).await
+    }
+
+    /// Tells the hooks of something that is done.
+    pub(super) async fn tell_hooks(&self, point: HookPoint) {
+        let hooks = &self.shared.hooks;
+        if hooks.is_empty() {
+            return;
+        }
+        let mut call = HookCall::new(point, self.info());
+        if matches!(point, HookPoint::NetworkUp | HookPoint::PolicyChanged) {
+            let network = self.live.as_ref().and_then(|live| live.network.as_ref());
+            call.network = NetworkInfo::of(&self.row, network).await.ok();
+        }
+        hooks.tell(&call).await;
+    }
+
+    /// Tells the hooks of a failure, and what was being done.
+    pub(super) async fn tell_hooks_of(&self, phase: &'static str, failure: &Error) {
+        let mut call = HookCall::new(HookPoint::OnError, self.info());
+        call.phase = Some(phase);
+        call.error = Some((failure.code().as_str().to_owned(), failure.message()));
+        self.shared.hooks.tell(&call).await;
     }
 
     pub(super) fn info(&self) -> SandboxInfo {

@@ -9,7 +9,10 @@ use super::driver::{Driver, Flow, Live, Reply, answer};
 use super::restart::EndedBy;
 use super::{SandboxInfo, SandboxState, stop};
 use crate::error::{Error, ErrorCode};
+use crate::events::EventKind;
+use crate::failpoint;
 use crate::guest::PowerIntent;
+use crate::hooks::HookPoint;
 use crate::store::{Intent, Sandboxes};
 
 /// How long a guest that is removed has to write its volumes out.
@@ -19,6 +22,9 @@ impl Driver {
     /// Ends the machine; one that is not running is a success, and a restart that was planned does
     /// not come.
     pub(super) async fn stop(&mut self, grace: Duration) -> Result<SandboxInfo, Error> {
+        if self.live.is_some() {
+            self.ask_hooks(HookPoint::BeforeStop).await?;
+        }
         self.end(grace, "stopped on request").await?;
         Ok(self.info())
     }
@@ -37,8 +43,14 @@ impl Driver {
         self.row.intent = Some(Intent::Stop);
         self.row.reason = Some(reason.to_owned());
         self.become_state(SandboxState::Stopping).await?;
+        failpoint::reach("stop.intended");
         let ended = self.end_machine(&live, grace).await;
+        failpoint::reach("stop.ended");
         self.rest(reason).await?;
+        self.tell_of_end(live.network.is_some()).await;
+        if let Err(failure) = &ended {
+            self.tell_hooks_of("stop", failure).await;
+        }
         ended
     }
 
@@ -65,7 +77,15 @@ impl Driver {
         if let Err(error) = self.rest(&reason).await {
             warn!(error = %error.message(), "the end of the machine could not be written down");
         }
+        self.tell_of_end(live.network.is_some()).await;
         self.remove_if_wanted().await
+    }
+
+    async fn tell_of_end(&self, had_network: bool) {
+        if had_network {
+            self.tell_hooks(HookPoint::NetworkDown).await;
+        }
+        self.tell_hooks(HookPoint::AfterStop).await;
     }
 
     async fn rest(&mut self, reason: &str) -> Result<(), Error> {
@@ -97,6 +117,10 @@ impl Driver {
             answer(reply, Err(still_running(&self.row.id)));
             return Flow::Continue(());
         }
+        if let Err(refused) = self.ask_hooks(HookPoint::BeforeRemove).await {
+            answer(reply, Err(refused));
+            return Flow::Continue(());
+        }
         let removed = self.remove_all().await;
         let flow = match &removed {
             Ok(()) => Flow::Break(()),
@@ -111,15 +135,19 @@ impl Driver {
         self.restart_at = None;
         self.row.intent = Some(Intent::Remove);
         self.save().await?;
+        failpoint::reach("remove.intended");
         if let Some(live) = self.live.take() {
             self.end_machine(&live, self.grace_of_removal()).await?;
         }
+        failpoint::reach("remove.ended");
         self.shared.delete_files(&self.row.id).await?;
+        failpoint::reach("remove.deleted");
         let id = self.row.id.clone();
         self.shared
             .store
             .write(move |tx| Sandboxes(tx).delete(&id))
             .await?;
+        failpoint::reach("remove.forgotten");
         info!("removed");
         self.shared.forget(&self.row.id);
         self.publisher.send_modify(|view| {
@@ -128,7 +156,8 @@ impl Driver {
             view.machine = None;
             view.network = None;
         });
-        self.shared.events.publish(&self.row.id, None);
+        self.shared.events.publish(&self.row, EventKind::Removed);
+        self.tell_hooks(HookPoint::AfterRemove).await;
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use super::{InitSystem, Timings, confine, stop};
 use crate::config::create_private;
 use crate::engines::Chosen;
 use crate::error::{Error, ErrorCode};
+use crate::failpoint;
 use crate::guest::{GuestIdentity, GuestLink};
 use crate::host::Shared;
 use crate::material::Material;
@@ -77,6 +78,7 @@ async fn run_phases(
     let mut disks = make_disks(shared, row, &material, undo).await?;
     disks.extend(shared.volumes.disks(&row.spec).await?);
     let prepared = began.elapsed();
+    failpoint::reach("start.prepared");
 
     let turn = unless(cancel, row, shared.boot_turn(row)).await?;
     let spawning = Instant::now();
@@ -88,6 +90,7 @@ async fn run_phases(
         runtime_dir: &shared.directories.machine(&row.id),
     };
     let network = network::attach(&shared.networks, row, occupant, undo).await?;
+    failpoint::reach("start.networked");
     let spec = MachineSpec {
         jail,
         ..machine_spec(
@@ -101,12 +104,16 @@ async fn run_phases(
     };
     let machine = spawn(&chosen, &spec, undo).await?;
     let spawned = spawning.elapsed();
+    failpoint::reach("start.spawned");
     record(shared, row, &machine, &chosen, &material).await?;
+    failpoint::reach("start.recorded");
     // Before the guest runs: it dials as soon as it can.
     let link = meet_agent(row, &machine, undo)?;
     let booted = machine.boot().await.map_err(start_failed)?;
+    failpoint::reach("start.booted");
     let (kernel, agent) = unless(cancel, row, ready(shared, &chosen, &machine, &link)).await??;
     drop(turn);
+    failpoint::reach("start.ready");
 
     Ok(Launched {
         engine: chosen.engine.kind(),

@@ -3,7 +3,7 @@
 pub(crate) mod activity;
 mod change;
 pub(crate) mod command;
-mod confine;
+pub(crate) mod confine;
 pub(crate) mod driver;
 mod end;
 mod filter;

@@ -15,6 +15,8 @@ use super::restart::{EndedBy, STABLE_AFTER};
 use super::{SandboxInfo, SandboxState, command, stop};
 use crate::clock;
 use crate::error::Error;
+use crate::failpoint;
+use crate::hooks::HookPoint;
 use crate::store::Intent;
 
 /// How a launch ended, and the command that interrupted it, if one did.
@@ -56,13 +58,16 @@ impl Driver {
 
     async fn begin_start(&mut self) -> Result<(), Error> {
         self.expect_move(SandboxState::Starting, "start")?;
+        self.ask_hooks(HookPoint::BeforeStart).await?;
         self.restart_at = None;
         self.row.intent = Some(Intent::Start);
         self.row.reason = None;
         self.row.warnings.clear();
         self.row.timings = None;
         self.row.main_session = None;
-        self.become_state(SandboxState::Starting).await
+        self.become_state(SandboxState::Starting).await?;
+        failpoint::reach("start.intended");
+        Ok(())
     }
 
     /// Runs the launch while it listens to commands, once more if it broke for a reason that may
@@ -109,6 +114,8 @@ impl Driver {
         self.row.image_config = image_config;
         self.row.warnings = warnings;
         self.row.timings = Some(timings);
+        let took = Duration::from_micros(timings.total_us());
+        self.shared.counters.started(took);
         self.row.started_at_ms = Some(clock::now_ms());
         self.row.main_session = session;
         self.row.intent = None;
@@ -116,10 +123,21 @@ impl Driver {
         self.begin_timeout();
         self.activity.reset();
         self.live = Some(live);
-        self.become_state(SandboxState::Running).await
+        self.become_state(SandboxState::Running).await?;
+        failpoint::reach("start.published");
+        if self
+            .live
+            .as_ref()
+            .is_some_and(|live| live.network.is_some())
+        {
+            self.tell_hooks(HookPoint::NetworkUp).await;
+        }
+        self.tell_hooks(HookPoint::AfterStart).await;
+        Ok(())
     }
 
     async fn publish_failure(&mut self, failure: Error) -> Error {
+        self.shared.counters.start_failed();
         self.row.intent = None;
         self.row.machine = None;
         self.row.wants_running = false;
@@ -127,6 +145,7 @@ impl Driver {
         if let Err(error) = self.become_state(SandboxState::Error).await {
             warn!(error = %error.message(), "the failed start could not be written down");
         }
+        self.tell_hooks_of("start", &failure).await;
         failure
     }
 
@@ -152,6 +171,7 @@ impl Driver {
     ) -> Option<Command> {
         self.streak = self.streak.saturating_add(1);
         self.row.restarts = self.row.restarts.saturating_add(1);
+        self.shared.counters.restarted();
         info!(restarts = self.row.restarts, "restarting by policy");
         let how = Start {
             progress: Arc::new(Silent),

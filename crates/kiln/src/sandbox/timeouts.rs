@@ -108,6 +108,7 @@ impl Driver {
     }
 
     async fn stop_by_itself(&mut self, reason: &str) -> Flow {
+        self.shared.counters.timed_out();
         info!(reason, "stopping");
         if let Err(error) = self.end(GRACE, reason).await {
             warn!(error = %error.message(), "a sandbox whose time is over left something behind");

@@ -1,7 +1,9 @@
 //! A whole host on the scripted engine: real store, real processes, a real agent in each machine,
 //! no guest.
 
+mod hooks;
 mod idempotency;
+mod leftovers;
 mod lifecycle;
 mod restarts;
 mod stage;

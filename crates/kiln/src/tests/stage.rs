@@ -129,6 +129,14 @@ impl Stage {
         .await
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(super) fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// Files of sandboxes that are left.
     pub(super) fn left(&self) -> Vec<String> {
         let names = |dir: &Path| {
@@ -139,7 +147,7 @@ impl Stage {
         };
         let base = self.dir.path();
         let mut left = names(&base.join("data/sandboxes"));
-        left.extend(names(&base.join("run/m")));
+        left.extend(names(&base.join("run/vm")));
         left
     }
 }
@@ -161,8 +169,12 @@ impl Drop for Stage {
 
 async fn open(dir: &Path, engine: &FakeEngine) -> Host {
     let config = HostConfig::new(dir.join("data"), dir.join("run"));
+    let config = HostConfig {
+        hooks_dir: Some(dir.join("hooks")),
+        ..config
+    };
     let engines = Engines::only(Arc::new(engine.clone()), &config);
-    within(Box::pin(Host::open_with(config, engines)))
+    within(Box::pin(Host::open_with(config, engines, Vec::new())))
         .await
         .unwrap()
 }
