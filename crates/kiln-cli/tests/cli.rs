@@ -102,7 +102,7 @@ fn info_tells_the_engine_and_the_places() {
 }
 
 #[test]
-fn failures_have_a_code_a_message_and_a_hint() {
+fn b8_4_failures_have_a_code_a_message_and_a_hint() {
     let kiln = Kiln::new();
     for args in [
         &["--json", "exec", "nobody", "true"][..],
@@ -132,7 +132,7 @@ fn failures_have_a_code_a_message_and_a_hint() {
 }
 
 #[test]
-fn several_are_tried_all_and_each_failure_is_told() {
+fn b8_2_several_are_tried_all_and_each_failure_is_told() {
     let kiln = Kiln::new();
     let output = kiln.run(&["--json", "rm", "one", "two"]);
     assert_eq!(error(&output)["code"], "SEVERAL_FAILED");

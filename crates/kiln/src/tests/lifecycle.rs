@@ -280,7 +280,7 @@ async fn waiting_ends_with_the_state_and_with_the_sandbox() {
 }
 
 #[tokio::test]
-async fn a_forced_removal_cancels_a_launch_and_leaves_nothing() {
+async fn b2_4_a_forced_removal_cancels_a_launch_and_leaves_nothing() {
     let stage = Stage::new().await;
     let id = within(stage.host().create(stage.spec())).await.unwrap().id;
     let gate = Gate::new();
