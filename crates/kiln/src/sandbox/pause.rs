@@ -1,11 +1,19 @@
 //! Halting a sandbox's processors and letting them go on. Both are done once: a paused sandbox is
 //! paused already.
 
+use std::time::Duration;
+
 use kiln_vmm::MachineError;
 
 use super::driver::Driver;
 use super::{SandboxInfo, SandboxState};
 use crate::error::{Error, ErrorCode};
+use crate::guest::GuestLink;
+
+/// How long a guest that goes on has for an answer before it is called running all the same.
+const BACK: Duration = Duration::from_secs(5);
+/// Between two questions to a guest whose connection has broken.
+const AGAIN: Duration = Duration::from_millis(10);
 
 impl Driver {
     pub(super) async fn pause(&mut self) -> Result<SandboxInfo, Error> {
@@ -31,9 +39,23 @@ impl Driver {
             resumed.map_err(|source| failed("cannot resume the machine", source))?;
             // While it was halted nobody could use it.
             self.activity.reset();
+            reachable(&live.link).await;
         }
         self.become_state(SandboxState::Running).await?;
         Ok(self.info())
+    }
+}
+
+/// Waits until the guest answers. Firecracker resets the agent's connection, and what is asked
+/// before the agent has dialled again is lost.
+async fn reachable(link: &GuestLink) {
+    let answered = async {
+        while link.sessions().await.is_err() {
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    if tokio::time::timeout(BACK, answered).await.is_err() {
+        tracing::warn!("a guest that was resumed does not answer");
     }
 }
 
