@@ -347,9 +347,18 @@ pub fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED: {test}: {why}");
 }
 
+static KILN: OnceLock<PathBuf> = OnceLock::new();
+
+/// From here on the `kiln` under test is a debug build, which has fail points, if there is one in
+/// `KILN_DEBUG_BIN`.
+pub fn with_fail_points() {
+    if let Some(given) = std::env::var_os("KILN_DEBUG_BIN") {
+        KILN.get_or_init(|| PathBuf::from(given));
+    }
+}
+
 /// The `kiln` under test, built if it is not.
 pub fn kiln() -> &'static Path {
-    static KILN: OnceLock<PathBuf> = OnceLock::new();
     KILN.get_or_init(|| {
         if let Some(given) = std::env::var_os("KILN_BIN") {
             return PathBuf::from(given);

@@ -41,6 +41,7 @@ struct Scene {
 impl Scene {
     /// `None` where the program has no such steps, as a release build.
     fn new(test: &str) -> Option<Self> {
+        e2e::with_fail_points();
         let stage = Stage::new();
         let point = stage.path("failpoint");
         let stage = stage.with_env("KILN_FAILPOINT", &point);

@@ -153,7 +153,9 @@ impl Session {
         ]);
         serial
             .args(["--show-output", "--test-threads=1"])
-            .env("KILN_BIN", workspace::release_kiln());
+            .env("KILN_BIN", workspace::release_kiln())
+            // Built for the tests above. Only debug builds can be made to die at a step.
+            .env("KILN_DEBUG_BIN", workspace::debug_kiln());
         self.cargo_test(&mut serial)
     }
 

@@ -18,6 +18,11 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
+/// The debug build of `kiln`.
+pub(crate) fn debug_kiln() -> PathBuf {
+    target().join("debug/kiln")
+}
+
 /// The release build of `kiln`.
 pub(crate) fn release_kiln() -> PathBuf {
     target().join("release/kiln")
