@@ -13,6 +13,7 @@ async fn main() {
         qemu: None,
         cache_dir,
         allow_unusable_kvm: false,
+        seccomp_filters: None,
     };
     match select(EnginePreference::Auto, &options).await {
         Ok(selection) => println!("{}", selection.reason),

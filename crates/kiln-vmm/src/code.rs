@@ -201,6 +201,7 @@ impl SelectError {
         match self {
             Self::NoFirecracker | Self::NoQemu => Code::BinaryNotFound,
             Self::Firecracker(error) | Self::Qemu(error) => error.code(),
+            Self::Filters(_) => Code::InvalidConfig,
             Self::UnusableKvm(_) | Self::None(_) => Code::NoEngine,
         }
     }

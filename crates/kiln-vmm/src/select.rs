@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::firecracker::FirecrackerEngine;
+use crate::firecracker::{FilterError, FirecrackerEngine};
 use crate::machine::{Acceleration, Engine};
 use crate::probe::{KvmVerdict, probe};
 use crate::program::{ProgramError, find};
@@ -15,6 +15,10 @@ use crate::qemu::QemuEngine;
 pub const FIRECRACKER_VARIABLE: &str = "KILN_FIRECRACKER";
 /// Names QEMU's binary when no option does.
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
+/// Names the compiler of Firecracker's system call filters.
+pub const SECCOMPILER_VARIABLE: &str = "KILN_SECCOMPILER";
+/// Where compiled filters lie in the cache directory.
+const COMPILED_FILTERS: &str = "seccomp-filters";
 #[cfg(target_arch = "x86_64")]
 const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 #[cfg(target_arch = "aarch64")]
@@ -60,6 +64,9 @@ pub struct SelectOptions {
     pub qemu: Option<PathBuf>,
     /// What is measured once per boot is kept here.
     pub cache_dir: PathBuf,
+    /// System call filters (JSON) for Firecracker instead of its own, compiled by the
+    /// `seccompiler-bin` that [`SECCOMPILER_VARIABLE`] names or that lies beside the binary.
+    pub seccomp_filters: Option<PathBuf>,
     /// Takes Firecracker on demand even where KVM only emulates: for tests with tiny guests.
     pub allow_unusable_kvm: bool,
 }
@@ -93,7 +100,11 @@ impl SelectError {
             // Asked for, and KVM was looked at before.
             Self::NoFirecracker => true,
             Self::None(findings) => lacks_firecracker(findings),
-            Self::Firecracker(_) | Self::UnusableKvm(_) | Self::NoQemu | Self::Qemu(_) => false,
+            Self::Firecracker(_)
+            | Self::Filters(_)
+            | Self::UnusableKvm(_)
+            | Self::NoQemu
+            | Self::Qemu(_) => false,
         }
     }
 }
@@ -119,6 +130,9 @@ pub struct Finding {
     /// Whether it is not there at all: what could be installed, unlike what is there and broken.
     #[serde(default)]
     pub missing: bool,
+    /// Which version it is, of a program that can be used.
+    #[serde(default)]
+    pub version: Option<String>,
 }
 
 /// What a finding is about.
@@ -155,6 +169,9 @@ pub enum SelectError {
     /// Firecracker was asked for and cannot be used.
     #[error("Firecracker cannot be used")]
     Firecracker(#[source] ProgramError),
+    /// The user's system call filters cannot be compiled; nothing runs without them.
+    #[error("Firecracker cannot run under the system call filters that were given")]
+    Filters(#[source] FilterError),
     /// Firecracker was asked for and needs a KVM that runs guests.
     #[error("Firecracker cannot run here: {0}; QEMU can (--engine qemu)")]
     UnusableKvm(KvmVerdict),
@@ -206,6 +223,7 @@ async fn choose(
         usable: kvm.is_usable(),
         detail: kvm.to_string(),
         missing: false,
+        version: None,
     }];
     match preference {
         EnginePreference::Firecracker => {
@@ -221,9 +239,14 @@ async fn choose(
         }
         EnginePreference::Auto => {
             let firecracker_engine = open_firecracker(options, &mut findings).await;
-            if let (true, Ok(engine)) = (kvm.is_usable(), firecracker_engine) {
-                let reason = "KVM runs guests and Firecracker is installed";
-                return Ok(firecracker(engine, reason, &kvm, findings));
+            match firecracker_engine {
+                Ok(engine) if kvm.is_usable() => {
+                    let reason = "KVM runs guests and Firecracker is installed";
+                    return Ok(firecracker(engine, reason, &kvm, findings));
+                }
+                // Another engine would not have them either.
+                Err(error @ SelectError::Filters(_)) if kvm.is_usable() => return Err(error),
+                Ok(_) | Err(_) => {}
             }
             // Each failure is a finding by now; only when nothing is left they are the error.
             match open_qemu(options, &kvm, &mut findings).await {
@@ -291,12 +314,26 @@ async fn open_firecracker(
     let explicit = options.firecracker.as_deref();
     let outcome = match find(explicit, FIRECRACKER_VARIABLE, "firecracker") {
         None => Err(SelectError::NoFirecracker),
-        Some(path) => FirecrackerEngine::open(&path)
-            .await
-            .map(|engine| (path, engine))
-            .map_err(SelectError::Firecracker),
+        Some(path) => filtered(options, &path).await.map(|engine| (path, engine)),
     };
     note(Subject::Firecracker, outcome, findings)
+}
+
+/// The Firecracker at `path`, under the user's filters if there are any.
+async fn filtered(options: &SelectOptions, path: &Path) -> Result<FirecrackerEngine, SelectError> {
+    let engine = FirecrackerEngine::open(path)
+        .await
+        .map_err(SelectError::Firecracker)?;
+    let Some(filters) = &options.seccomp_filters else {
+        return Ok(engine);
+    };
+    let compiler = std::env::var_os(SECCOMPILER_VARIABLE)
+        .map_or_else(|| path.with_file_name("seccompiler-bin"), PathBuf::from);
+    let compiled = options.cache_dir.join(COMPILED_FILTERS);
+    engine
+        .with_filters(filters, &compiler, &compiled)
+        .await
+        .map_err(SelectError::Filters)
 }
 
 async fn open_qemu(
@@ -332,11 +369,14 @@ fn note<E: Engine>(
         outcome,
         Err(SelectError::NoFirecracker | SelectError::NoQemu)
     );
+    let version = outcome.as_ref().ok();
+    let version = version.map(|(_, engine)| engine.capabilities().version.clone());
     findings.push(Finding {
         about,
         usable,
         detail,
         missing,
+        version,
     });
     outcome.map(|(_, engine)| engine)
 }

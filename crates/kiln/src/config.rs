@@ -28,6 +28,10 @@ pub struct HostConfig {
     /// Where releases come from instead of Firecracker's own page: `URL/latest`,
     /// `URL/download/TAG/…`.
     pub firecracker_releases: Option<String>,
+    /// System call filters (JSON) for Firecracker instead of its own. They are compiled by
+    /// `$KILN_SECCOMPILER`, else by the `seccompiler-bin` beside the binary; nothing starts when
+    /// that fails.
+    pub seccomp_filters: Option<PathBuf>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
     /// Directory of executables that take part in sandboxes' lives; see [`Hook`](crate::Hook).
@@ -57,6 +61,7 @@ impl HostConfig {
             firecracker: None,
             firecracker_release: FirecrackerRelease::default(),
             firecracker_releases: None,
+            seccomp_filters: None,
             qemu: None,
             hooks_dir: None,
             parallel_boots: None,

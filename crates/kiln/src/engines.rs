@@ -44,6 +44,7 @@ impl Engines {
             qemu: config.qemu.clone(),
             cache_dir: directories.cache(),
             allow_unusable_kvm: false,
+            seccomp_filters: config.seccomp_filters.clone(),
         };
         Self {
             options,
@@ -100,7 +101,7 @@ impl Engines {
 
     /// What there is, with a release that was fetched before.
     async fn look(&self, preference: EnginePreference) -> Result<Selection, SelectError> {
-        let found = kiln_vmm::select(preference, &self.options).await;
+        let found = Box::pin(kiln_vmm::select(preference, &self.options)).await;
         if !lacks_firecracker(&found) {
             return found;
         }
@@ -119,7 +120,7 @@ impl Engines {
             firecracker: Some(firecracker),
             ..self.options.clone()
         };
-        kiln_vmm::select(preference, &options).await
+        Box::pin(kiln_vmm::select(preference, &options)).await
     }
 
     fn could_be_fetched(&self, found: &Result<Selection, SelectError>) -> bool {
@@ -182,14 +183,16 @@ impl Engines {
         };
         let mut options = SelectOptions {
             allow_unusable_kvm: true,
+            // Those that it runs under were compiled when it started.
+            seccomp_filters: None,
             ..self.options.clone()
         };
-        let mut selection = kiln_vmm::select(preference, &options).await;
+        let mut selection = Box::pin(kiln_vmm::select(preference, &options)).await;
         if lacks_firecracker(&selection)
             && let Some(release) = self.releases.any_installed().await
         {
             options.firecracker = Some(release.firecracker);
-            selection = kiln_vmm::select(preference, &options).await;
+            selection = Box::pin(kiln_vmm::select(preference, &options)).await;
         }
         let selection = selection.map_err(|error| AdoptError::Unresponsive {
             id: record.id.clone(),

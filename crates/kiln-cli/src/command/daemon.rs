@@ -82,6 +82,15 @@ pub(crate) struct DaemonArgs {
         hide_env_values = true
     )]
     firecracker_releases: Option<String>,
+    /// Run Firecracker under these system call filters (JSON) instead of its own; seccompiler-bin
+    /// beside it, or KILN_SECCOMPILER, compiles them
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KILN_SECCOMP_FILTERS",
+        hide_env_values = true
+    )]
+    seccomp_filters: Option<std::path::PathBuf>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -161,6 +170,7 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     host.hooks_dir = Some(hooks_dir(place));
     host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
     host.firecracker_releases = args.firecracker_releases.clone();
+    host.seccomp_filters = args.seccomp_filters.clone();
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,

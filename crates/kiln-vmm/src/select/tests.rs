@@ -34,6 +34,7 @@ impl Host {
             qemu: self.program("qemu", "QEMU emulator version 7.2.22 (x)"),
             cache_dir: self.dir.path().join("cache"),
             allow_unusable_kvm: false,
+            seccomp_filters: None,
         }
     }
 }
@@ -108,6 +109,22 @@ async fn firecracker_on_demand_is_refused_where_it_would_spin_for_ever() {
 }
 
 #[tokio::test]
+async fn b5_3_filters_that_cannot_be_compiled_stop_every_engine() {
+    let host = Host::new();
+    let mut options = host.options();
+    // There is no compiler beside the binary.
+    options.seccomp_filters = Some("/nonexistent/filters.json".into());
+    for preference in [EnginePreference::Auto, EnginePreference::Firecracker] {
+        let refused = choose(preference, &options, KvmVerdict::Usable).await;
+        let error = refused.unwrap_err();
+        assert!(matches!(error, SelectError::Filters(_)), "{error}");
+        assert_eq!(error.code(), crate::Code::InvalidConfig);
+    }
+    let chosen = choose(EnginePreference::Qemu, &options, KvmVerdict::Usable).await;
+    assert_eq!(chosen.unwrap().engine.kind(), EngineKind::Qemu);
+}
+
+#[tokio::test]
 async fn with_nothing_the_error_names_every_reason_and_what_to_install() {
     let host = Host::new();
     let mut options = host.options();
@@ -129,6 +146,7 @@ async fn with_nothing_the_error_names_every_reason_and_what_to_install() {
 #[test]
 fn only_what_is_not_there_is_missed() {
     let finding = |about, usable, missing| Finding {
+        version: None,
         about,
         usable,
         detail: String::new(),

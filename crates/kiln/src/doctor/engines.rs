@@ -1,5 +1,6 @@
 //! What runs machines: KVM, Firecracker with its jailer, QEMU.
 
+use kiln_vmm::firecracker::version::{self, KnownBad, Remedy};
 use kiln_vmm::{EnginePreference, Subject, probe};
 
 use super::{Check, Facts, Level};
@@ -16,6 +17,8 @@ pub(super) async fn checks(facts: &Facts) -> Vec<Check> {
                 kvm.is_usable(),
                 firecracker.map(|it| (it.usable, it.detail.as_str())),
             ));
+            let version = firecracker.and_then(|it| it.version.as_deref());
+            checks.extend(version.and_then(known_bad));
             let check = Check::ok("engine", chosen.reason.as_str());
             checks.push(match &chosen.warning {
                 None => check,
@@ -55,6 +58,30 @@ fn firecracker_check(kvm: bool, found: Option<(bool, &str)>) -> Check {
             ),
         None => Check::of(Level::Info, name, "not looked at: KVM is not usable"),
     }
+}
+
+/// What is known to be broken in this version of Firecracker.
+pub(super) fn known_bad(version: &str) -> Option<Check> {
+    let bad: Vec<_> = version::known_bad(version.parse().ok()?).collect();
+    let level = match bad.iter().any(|bad| bad.remedy == Remedy::Told) {
+        true => Level::Warning,
+        false => Level::Info,
+    };
+    let told: Vec<String> = bad.iter().map(|bad| with_remedy(bad)).collect();
+    (!told.is_empty()).then(|| {
+        Check::of(level, "firecracker-bugs", told.join("; "))
+            .because("this release of Firecracker is known for it")
+            .remedy("take another release: `kiln daemon --firecracker-version`")
+    })
+}
+
+fn with_remedy(bad: &KnownBad) -> String {
+    let remedy = match bad.remedy {
+        Remedy::Refused => "refused by Kiln",
+        Remedy::Avoided => "avoided by Kiln",
+        Remedy::Told => "not avoided",
+    };
+    format!("{} ({remedy})", bad.what)
 }
 
 fn jailer(facts: &Facts, kvm: bool) -> Check {

@@ -34,6 +34,7 @@ impl Facts {
                     .filter(|it| it.exists())
                     .unwrap_or_else(|| PathBuf::from("/dev/null")),
                 allow_unusable_kvm: false,
+                seccomp_filters: None,
             },
             directories,
             is_root: rustix::process::geteuid().is_root(),

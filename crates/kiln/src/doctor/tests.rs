@@ -159,3 +159,11 @@ async fn b8_3_this_host_is_examined_whole() {
     }
     assert!(!dir.path().join("data").exists() || !dir.path().join("data/kiln.db").exists());
 }
+
+#[test]
+fn bugs_of_a_version_are_told_with_what_is_done_about_them() {
+    let check = super::engines::known_bad("1.16.1").expect("it has some");
+    assert!(check.finding.contains("avoided by Kiln"), "{check:?}");
+    assert!(super::engines::known_bad("1.16.2").is_none());
+    assert!(super::engines::known_bad("no version").is_none());
+}
