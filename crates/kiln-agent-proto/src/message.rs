@@ -3,7 +3,19 @@
 //! Field numbers are frozen; see the crate's documentation. Text that comes from the guest is
 //! for people only: nothing is decided by it.
 
+mod file;
+mod session;
+
 use prost::{Enumeration, Message, Oneof};
+
+pub use file::{
+    Download, FileEntry, FileKind, FileList, ListFiles, MakeDirectory, MoveFile, RemoveFile,
+    StatFile, TreeBytes, Upload,
+};
+pub use session::{
+    Attach, Attached, EnvVar, Exec, Exited, InputAck, Kill, ListSessions, SessionEntry,
+    SessionInput, SessionList, SessionOutput, Started, WindowSize, session_input, session_output,
+};
 
 /// First message of every stream, host to agent. A request that does not fit one frame comes as
 /// several, each with a [`RequestPart`]; together they hold one encoded `Request`.
@@ -109,87 +121,6 @@ pub struct Hello {
     pub hostname: String,
 }
 
-/// A command to run.
-#[derive(Clone, PartialEq, Message)]
-pub struct Exec {
-    /// Program and arguments.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub argv: Vec<Vec<u8>>,
-    /// Environment on top of the default.
-    #[prost(message, repeated, tag = "2")]
-    pub env: Vec<EnvVar>,
-    /// Working directory; the user's home when empty.
-    #[prost(bytes = "vec", tag = "3")]
-    pub cwd: Vec<u8>,
-    /// `name`, `uid`, `name:group` or `uid:gid`; root when empty.
-    #[prost(string, tag = "4")]
-    pub user: String,
-    /// Give it a terminal of this size.
-    #[prost(message, optional, tag = "5")]
-    pub tty: Option<WindowSize>,
-    /// Whether standard input is open.
-    #[prost(bool, tag = "6")]
-    pub stdin: bool,
-    /// End it when its client goes away.
-    #[prost(bool, tag = "7")]
-    pub kill_on_detach: bool,
-    /// End it with all its processes after this long; 0 for never.
-    #[prost(uint64, tag = "8")]
-    pub timeout_ms: u64,
-    /// Make the working directory if it is missing.
-    #[prost(bool, tag = "20")]
-    pub make_cwd: bool,
-    /// It is the guest's main process: when the guest is to end, it gets this signal first and
-    /// time to end; 0 if it is like any other.
-    #[prost(uint32, tag = "21")]
-    pub stop_signal: u32,
-}
-
-/// One environment variable.
-#[derive(Clone, PartialEq, Message)]
-pub struct EnvVar {
-    /// Name.
-    #[prost(bytes = "vec", tag = "1")]
-    pub name: Vec<u8>,
-    /// Value.
-    #[prost(bytes = "vec", tag = "2")]
-    pub value: Vec<u8>,
-}
-
-/// Size of a terminal.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct WindowSize {
-    /// Lines.
-    #[prost(uint32, tag = "1")]
-    pub rows: u32,
-    /// Characters in a line.
-    #[prost(uint32, tag = "2")]
-    pub cols: u32,
-}
-
-/// Attach to a session; whoever was attached is replaced.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Attach {
-    /// Which.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-    /// Offset of the first output byte that is wanted.
-    #[prost(uint64, tag = "2")]
-    pub from_offset: u64,
-}
-
-/// List the sessions.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct ListSessions {}
-
-/// End a session with all its processes.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Kill {
-    /// Which.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-}
-
 /// How a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
@@ -235,98 +166,6 @@ pub struct Connect {
 #[derive(Clone, PartialEq, Message)]
 pub struct PortData {
     /// The next ones.
-    #[prost(bytes = "vec", tag = "1")]
-    pub data: Vec<u8>,
-}
-
-/// Ask what a path names.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct StatFile {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// Tell what a symbolic link points to instead of the link.
-    #[prost(bool, tag = "2")]
-    pub follow: bool,
-}
-
-/// List a directory.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct ListFiles {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-}
-
-/// Make a directory. One that is there is a success with `parents`.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct MakeDirectory {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// Its permissions.
-    #[prost(uint32, tag = "2")]
-    pub mode: u32,
-    /// Make the directories that lead to it too.
-    #[prost(bool, tag = "3")]
-    pub parents: bool,
-    /// Whose it is, as in [`Exec`].
-    #[prost(string, tag = "4")]
-    pub user: String,
-}
-
-/// Give a file or directory another path, within its file system; what is there is replaced.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct MoveFile {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub from: Vec<u8>,
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "2")]
-    pub to: Vec<u8>,
-}
-
-/// Remove a file, a link, or a directory.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct RemoveFile {
-    /// Absolute path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// A directory with all that is in it.
-    #[prost(bool, tag = "2")]
-    pub recursive: bool,
-}
-
-/// Write a tree: [`Done`] says that it can begin, [`TreeBytes`] follow up to the tree's own end,
-/// then another [`Done`] says that it is written.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct Upload {
-    /// Absolute path of its root; the directory that holds it must exist.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// Whose it will be, as in [`Exec`].
-    #[prost(string, tag = "2")]
-    pub user: String,
-    /// Whose its files were where they came from, instead.
-    #[prost(bool, tag = "3")]
-    pub keep_owner: bool,
-}
-
-/// Read a tree: after [`Done`], [`TreeBytes`] follow up to the tree's own end.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct Download {
-    /// Absolute path of its root.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// Read what a symbolic link points to, when the path is one.
-    #[prost(bool, tag = "2")]
-    pub follow: bool,
-}
-
-/// A piece of a tree, in the format of `kiln-tree`.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct TreeBytes {
-    /// The next bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub data: Vec<u8>,
 }
@@ -455,134 +294,6 @@ pub struct Mark {
     pub uptime_us: u64,
 }
 
-/// A session has started.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Started {
-    /// Its number.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-    /// Its process.
-    #[prost(uint32, tag = "2")]
-    pub pid: u32,
-}
-
-/// What a client has to know to go on with a session.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Attached {
-    /// Its number.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-    /// Its process.
-    #[prost(uint32, tag = "2")]
-    pub pid: u32,
-    /// Offset of the first output byte that follows.
-    #[prost(uint64, tag = "3")]
-    pub output_offset: u64,
-    /// Input messages received so far.
-    #[prost(uint64, tag = "4")]
-    pub input_frames: u64,
-    /// Bytes of standard input received so far.
-    #[prost(uint64, tag = "5")]
-    pub stdin_received: u64,
-    /// Bytes of standard input that the command has taken so far.
-    #[prost(uint64, tag = "6")]
-    pub stdin_taken: u64,
-    /// Whether it has a terminal.
-    #[prost(bool, tag = "7")]
-    pub tty: bool,
-}
-
-/// A piece of the list of sessions.
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionList {
-    /// Sessions.
-    #[prost(message, repeated, tag = "1")]
-    pub sessions: Vec<SessionEntry>,
-    /// Whether the list is complete with these.
-    #[prost(bool, tag = "2")]
-    pub last: bool,
-}
-
-/// A session in a list.
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionEntry {
-    /// Its number.
-    #[prost(uint64, tag = "1")]
-    pub session: u64,
-    /// What it runs; cut when long.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub argv: Vec<Vec<u8>>,
-    /// Its process.
-    #[prost(uint32, tag = "3")]
-    pub pid: u32,
-    /// Whether it has a terminal.
-    #[prost(bool, tag = "4")]
-    pub tty: bool,
-    /// Whether a client is attached.
-    #[prost(bool, tag = "5")]
-    pub attached: bool,
-    /// How it ended, if it did.
-    #[prost(message, optional, tag = "6")]
-    pub exit: Option<Exited>,
-    /// How long it has run, or ran.
-    #[prost(uint64, tag = "7")]
-    pub age_ms: u64,
-}
-
-/// What a file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
-#[repr(i32)]
-pub enum FileKind {
-    /// A device, a socket, a pipe, or something that this side does not know.
-    Other = 0,
-    /// A regular file.
-    File = 1,
-    /// A directory.
-    Directory = 2,
-    /// A symbolic link.
-    Symlink = 3,
-}
-
-/// A file.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct FileEntry {
-    /// Its name, without a path.
-    #[prost(bytes = "vec", tag = "1")]
-    pub name: Vec<u8>,
-    /// What it is.
-    #[prost(enumeration = "FileKind", tag = "2")]
-    pub kind: i32,
-    /// Permissions, with the set-id and sticky bits.
-    #[prost(uint32, tag = "3")]
-    pub mode: u32,
-    /// Owner.
-    #[prost(uint32, tag = "4")]
-    pub uid: u32,
-    /// Group.
-    #[prost(uint32, tag = "5")]
-    pub gid: u32,
-    /// Size in bytes.
-    #[prost(uint64, tag = "6")]
-    pub size: u64,
-    /// When it was last changed, in nanoseconds since 1970.
-    #[prost(sint64, tag = "7")]
-    pub mtime_ns: i64,
-    /// Where a symbolic link points.
-    #[prost(bytes = "vec", tag = "8")]
-    pub link: Vec<u8>,
-}
-
-/// A piece of the list of a directory.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct FileList {
-    /// Files.
-    #[prost(message, repeated, tag = "1")]
-    pub files: Vec<FileEntry>,
-    /// Whether the list is complete with these.
-    #[prost(bool, tag = "2")]
-    pub last: bool,
-}
-
 /// Done; nothing more to say.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Done {}
@@ -632,104 +343,6 @@ pub struct Stats {
     /// Bytes sent.
     #[prost(uint64, tag = "14")]
     pub net_tx_bytes: u64,
-}
-
-/// Host to agent, after [`Started`] or [`Attached`].
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionInput {
-    /// What.
-    #[prost(oneof = "session_input::Kind", tags = "1, 2, 3, 4, 5, 6")]
-    pub kind: Option<session_input::Kind>,
-}
-
-/// Parts of [`SessionInput`].
-pub mod session_input {
-    use super::Oneof;
-
-    /// The inputs. All but the last two are counted by both sides, so that after a break none is
-    /// lost and none comes twice.
-    #[derive(Clone, PartialEq, Oneof)]
-    pub enum Kind {
-        /// Bytes for standard input.
-        #[prost(bytes, tag = "1")]
-        Stdin(Vec<u8>),
-        /// Standard input ends.
-        #[prost(message, tag = "2")]
-        StdinEof(super::Done),
-        /// The terminal has a new size.
-        #[prost(message, tag = "3")]
-        Resize(super::WindowSize),
-        /// A signal for the process group.
-        #[prost(uint32, tag = "4")]
-        Signal(u32),
-        /// The client has all output before this offset.
-        #[prost(uint64, tag = "5")]
-        OutputAck(u64),
-        /// The client goes away, on purpose.
-        #[prost(message, tag = "6")]
-        Detach(super::Done),
-    }
-}
-
-/// Agent to host, after [`Started`] or [`Attached`].
-#[derive(Clone, PartialEq, Message)]
-pub struct SessionOutput {
-    /// What.
-    #[prost(oneof = "session_output::Kind", tags = "1, 2, 3, 4, 5, 6")]
-    pub kind: Option<session_output::Kind>,
-}
-
-/// Parts of [`SessionOutput`].
-pub mod session_output {
-    use super::Oneof;
-
-    /// The outputs.
-    #[derive(Clone, PartialEq, Oneof)]
-    pub enum Kind {
-        /// Bytes of standard output, or of the terminal.
-        #[prost(bytes, tag = "1")]
-        Stdout(Vec<u8>),
-        /// Bytes of standard error.
-        #[prost(bytes, tag = "2")]
-        Stderr(Vec<u8>),
-        /// This many bytes of output, next in order, were dropped.
-        #[prost(uint64, tag = "3")]
-        Lost(u64),
-        /// It ended; nothing follows.
-        #[prost(message, tag = "4")]
-        Exited(super::Exited),
-        /// What became of the input.
-        #[prost(message, tag = "5")]
-        InputAck(super::InputAck),
-        /// The client is put out; nothing follows.
-        #[prost(message, tag = "6")]
-        Error(super::Error),
-    }
-}
-
-/// How a command ended.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Exited {
-    /// Its status, when `signal` is 0.
-    #[prost(int32, tag = "1")]
-    pub code: i32,
-    /// The signal that ended it, or 0.
-    #[prost(uint32, tag = "2")]
-    pub signal: u32,
-    /// It was ended at its time-out.
-    #[prost(bool, tag = "3")]
-    pub timed_out: bool,
-}
-
-/// How far the input has come.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct InputAck {
-    /// Counted input messages received.
-    #[prost(uint64, tag = "1")]
-    pub frames: u64,
-    /// Bytes of standard input that the command has taken, or refused for good.
-    #[prost(uint64, tag = "2")]
-    pub stdin_taken: u64,
 }
 
 /// Agent to host, after [`Done`] to a [`Subscribe`].
@@ -808,21 +421,5 @@ impl Error {
             code: code as i32,
             message: message.into(),
         }
-    }
-}
-
-impl SessionInput {
-    /// An input of this kind.
-    #[must_use]
-    pub fn of(kind: session_input::Kind) -> Self {
-        Self { kind: Some(kind) }
-    }
-}
-
-impl SessionOutput {
-    /// An output of this kind.
-    #[must_use]
-    pub fn of(kind: session_output::Kind) -> Self {
-        Self { kind: Some(kind) }
     }
 }

@@ -1,5 +1,9 @@
 //! One file, directory or link of a tree, and which paths are fit. Pure.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
 /// Longest path within a tree, in bytes.
 pub const MAX_PATH: usize = 4096;
 /// Deepest nesting of directories: each level costs both ends a descriptor.
@@ -91,6 +95,14 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (&[], path),
     })
+}
+
+/// Where an entry's path is, from the tree's root on.
+pub(crate) fn beneath(root: &Path, path: &[u8]) -> PathBuf {
+    if path.is_empty() {
+        return root.to_owned();
+    }
+    root.join(OsStr::from_bytes(path))
 }
 
 #[cfg(test)]

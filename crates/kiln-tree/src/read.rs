@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::entry::{Entry, Kind, MAX_DEPTH, MAX_PATH};
+use crate::entry::{Entry, Kind, MAX_DEPTH, MAX_PATH, beneath};
 use crate::wire::{Item, MAX_DATA};
 
 /// Whether a symbolic link that is itself asked for is read, or what it points to. Links within a
@@ -142,7 +142,7 @@ impl TreeReader {
         path.extend_from_slice(name.to_bytes());
         if path.len() > MAX_PATH || self.levels.len() > MAX_DEPTH {
             return Err(ReadError::TooDeep {
-                path: self.beneath(&path),
+                path: beneath(&self.root, &path),
             });
         }
         let Some(fd) = self.levels.last().map(|level| level.fd.try_clone()) else {
@@ -216,17 +216,9 @@ impl TreeReader {
 
     fn failed(&self, path: &[u8], error: impl Into<io::Error>) -> ReadError {
         ReadError::Io {
-            path: self.beneath(path),
+            path: beneath(&self.root, path),
             source: error.into(),
         }
-    }
-
-    fn beneath(&self, path: &[u8]) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
-        if path.is_empty() {
-            return self.root.clone();
-        }
-        self.root.join(std::ffi::OsStr::from_bytes(path))
     }
 }
 

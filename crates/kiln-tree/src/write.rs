@@ -10,7 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::entry::{Entry, Kind, PathFault, check_path, split};
+use crate::entry::{Entry, Kind, PathFault, beneath, check_path, split};
 use crate::wire::Item;
 
 /// Whose the written files are.
@@ -217,12 +217,12 @@ impl TreeWriter {
             Ok(Made::Link) => {}
             Ok(Made::Nothing) => {
                 if self.skipped.len() < MAX_SKIPPED {
-                    self.skipped.push(self.beneath(&entry.path));
+                    self.skipped.push(beneath(&self.root, &entry.path));
                 }
             }
             Err(Errno::LOOP | Errno::NOTDIR | Errno::ISDIR | Errno::EXIST) => {
                 return Err(WriteError::InTheWay {
-                    path: self.beneath(&entry.path),
+                    path: beneath(&self.root, &entry.path),
                 });
             }
             Err(error) => return Err(self.failed(&entry.path, error)),
@@ -304,17 +304,9 @@ impl TreeWriter {
 
     fn failed(&self, path: &[u8], error: impl Into<io::Error>) -> WriteError {
         WriteError::Io {
-            path: self.beneath(path),
+            path: beneath(&self.root, path),
             source: error.into(),
         }
-    }
-
-    fn beneath(&self, path: &[u8]) -> PathBuf {
-        use std::os::unix::ffi::OsStrExt;
-        if path.is_empty() {
-            return self.root.clone();
-        }
-        self.root.join(std::ffi::OsStr::from_bytes(path))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, str::FromStr};
 
 use clap::Args;
-use kiln_api::{ClientError, ExecRequest};
+use kiln_api::{ClientError, ExecRequest, StopSandbox};
 use serde::Serialize;
 
 use crate::{
@@ -11,6 +11,22 @@ use crate::{
     session::{self, Purpose, terminal},
     start::Daemon,
 };
+
+/// How sandboxes are stopped.
+#[derive(Debug, Args)]
+pub(crate) struct StopHow {
+    /// Seconds that the guest has to power off before its machine is ended
+    #[arg(long, short, value_name = "SECONDS")]
+    time: Option<u32>,
+}
+
+impl StopHow {
+    pub(crate) fn request(&self) -> StopSandbox {
+        StopSandbox {
+            grace_ms: self.time.map(|seconds| u64::from(seconds) * 1000),
+        }
+    }
+}
 
 /// How a command runs.
 #[derive(Debug, Args)]

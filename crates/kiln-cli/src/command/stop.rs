@@ -1,17 +1,15 @@
 //! `kiln stop`.
 
 use clap::Args;
-use kiln_api::StopSandbox;
 
-use super::shared::for_each;
+use super::shared::{StopHow, for_each};
 use crate::{Failure, Output, start::Daemon};
 
 /// Stop sandboxes; their disks stay
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
-    /// Seconds that the guest has to power off before its machine is ended
-    #[arg(long, short, value_name = "SECONDS")]
-    time: Option<u32>,
+    #[command(flatten)]
+    how: StopHow,
     /// Ids, unique prefixes of ids, or names
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
@@ -22,9 +20,7 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
-    let request = StopSandbox {
-        grace_ms: args.time.map(|seconds| u64::from(seconds) * 1000),
-    };
+    let request = args.how.request();
     for_each(&args.sandboxes, output, async |key| {
         daemon
             .ask(async |client| client.stop(key, request).await)

@@ -10,6 +10,16 @@ use crate::bench::{Bench, assert_tidy, config, is_layer, pull};
 use crate::support::fsck;
 use crate::support::registry::{Act, Proxy};
 
+fn assert_wrong_digest(error: &LibraryError) {
+    assert!(
+        matches!(
+            error,
+            LibraryError::Registry(RegistryError::WrongDigest { .. })
+        ),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_broken_transfer_is_gone_on_with() {
     needs_tools!("a_broken_transfer_is_gone_on_with");
@@ -91,13 +101,7 @@ fn wrong_bytes_are_never_published() {
     });
     let library = bench.library("config");
     let error = pull(&library, &config.address, "team/app:1").unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LibraryError::Registry(RegistryError::WrongDigest { .. })
-        ),
-        "{error}"
-    );
+    assert_wrong_digest(&error);
     // The manifest itself.
     let manifest = Proxy::start(&bench.registry.address, |seen| {
         if seen.path.contains("/manifests/sha256") {
@@ -108,13 +112,7 @@ fn wrong_bytes_are_never_published() {
     });
     let library = bench.library("manifest");
     let error = pull(&library, &manifest.address, "team/app:1").unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LibraryError::Registry(RegistryError::WrongDigest { .. })
-        ),
-        "{error}"
-    );
+    assert_wrong_digest(&error);
     assert!(library.store().list().unwrap().is_empty());
 }
 
@@ -132,13 +130,7 @@ fn layers_that_stay_wrong_fail_and_leave_nothing() {
     });
     let library = bench.library("store");
     let error = pull(&library, &proxy.address, "team/app:1").unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LibraryError::Registry(RegistryError::WrongDigest { .. })
-        ),
-        "{error}"
-    );
+    assert_wrong_digest(&error);
     assert!(library.store().list().unwrap().is_empty());
     assert!(library.list(&ImageQuery { all: true }).unwrap().is_empty());
     assert_eq!(

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
 use crate::snapshot::{
     FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
-    SnapshotTarget, clone_file,
+    SnapshotTarget, blocking, clone_file,
 };
 
 /// QEMU needs libraries and firmware of the host: it has no root directory of its own, but is a
@@ -437,19 +437,6 @@ async fn apply_options(qmp: &Qmp, spec: &MachineSpec) -> Result<(), QmpError> {
         }
     }
     Ok(())
-}
-
-/// Does what blocks elsewhere.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, MachineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
-        Err(error) => Err(MachineError::Control {
-            call: "make a snapshot".to_owned(),
-            source: error.into(),
-        }),
-    }
 }
 
 fn open_file(path: &Path) -> Result<File, MachineError> {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::manifest::{DiskFacts, FileFacts, HostFacts, Manifest, Mismatch, NicFacts};
 pub use self::publish::seal;
 pub(crate) use self::publish::{Partial, clone_file, copy_data};
+use crate::error::MachineError;
 use crate::machine::{EngineKind, MachineSpec};
 
 /// Names in the directory of a snapshot.
@@ -148,5 +149,18 @@ fn file(step: &'static str, path: &std::path::Path) -> impl Fn(std::io::Error) -
         step,
         path: path.clone(),
         source,
+    }
+}
+
+/// Does what blocks elsewhere.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
+        Err(error) => Err(MachineError::Control {
+            call: "make a snapshot".to_owned(),
+            source: error.into(),
+        }),
     }
 }

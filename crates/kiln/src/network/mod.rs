@@ -12,6 +12,7 @@ mod firewalls;
 mod host;
 mod info;
 mod named;
+mod own;
 mod shared;
 mod spec;
 mod user;

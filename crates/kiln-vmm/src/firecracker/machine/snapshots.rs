@@ -18,7 +18,7 @@ use crate::jail::{Filtered, give_to};
 use crate::machine::{MachineSpec, MachineState};
 use crate::snapshot::{
     DiskFacts, FileFacts, MEMORY, Manifest, Partial, STATE, SnapshotError, SnapshotKind,
-    SnapshotTarget, clone_file,
+    SnapshotTarget, blocking, clone_file,
 };
 
 impl FirecrackerMachine {
@@ -207,18 +207,5 @@ impl FirecrackerMachine {
             }
         }
         Ok(disks)
-    }
-}
-
-/// Does what blocks elsewhere.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, MachineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome.map_err(MachineError::Snapshot),
-        Err(error) => Err(MachineError::Control {
-            call: "make a snapshot".to_owned(),
-            source: error.into(),
-        }),
     }
 }
