@@ -29,6 +29,8 @@ mod orphans;
 mod process;
 mod recover;
 mod sandbox;
+#[cfg(feature = "scripted")]
+pub mod scripted;
 mod store;
 mod usage;
 mod volumes;
