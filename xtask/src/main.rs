@@ -14,11 +14,13 @@ mod demo;
 mod deps;
 mod kiln;
 mod lab;
+mod namespace;
 mod parity;
 mod qemu;
 mod setup;
 mod step;
 mod test;
+mod traces;
 mod workspace;
 
 use std::process::ExitCode;

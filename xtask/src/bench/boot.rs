@@ -72,6 +72,8 @@ pub(crate) enum BenchError {
     RawFork(#[from] RawForkError),
     #[error(transparent)]
     Image(#[from] super::image::ImageBenchError),
+    #[error(transparent)]
+    Load(#[from] super::load::LoadError),
 }
 
 /// Raw forks for each exec: both sides see the same load of the machine.
