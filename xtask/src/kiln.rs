@@ -62,6 +62,10 @@ pub(crate) struct Kiln {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Info {
     pub(crate) daemon_pid: i32,
+    /// Which engine runs guests here; none when nothing can.
+    pub(crate) engine: Option<String>,
+    /// Why that one, or why none.
+    pub(crate) engine_reason: String,
 }
 
 impl Kiln {

@@ -68,7 +68,7 @@ impl Stand {
             std::fs::create_dir_all(dir.join(part)).unwrap();
         }
         std::fs::write(dir.join("image/hello"), "hello").unwrap();
-        std::fs::write(dir.join("vmlinux"), tiny_kernel()).unwrap();
+        std::fs::write(dir.join("vmlinux"), kiln::scripted::kernel()).unwrap();
         let config = HostConfig::new(dir.join("data"), dir.join("run"));
         let lock = DaemonLock::take(&dir.join("run/kiln.sock")).await.unwrap();
         let host = kiln::scripted::open(config, &dir.join("programs")).await;
@@ -283,26 +283,4 @@ fn names(dir: &Path) -> Vec<String> {
     entries
         .map(|it| it.file_name().to_string_lossy().into_owned())
         .collect()
-}
-
-/// The smallest file that passes as a kernel: an ELF header and one loadable segment.
-fn tiny_kernel() -> Vec<u8> {
-    const EHDR: usize = 64;
-    const PHDR: usize = 56;
-    let machine: u16 = if cfg!(target_arch = "aarch64") {
-        183
-    } else {
-        62
-    };
-    let mut file = vec![0; EHDR + PHDR];
-    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    file[16..18].copy_from_slice(&2_u16.to_le_bytes());
-    file[18..20].copy_from_slice(&machine.to_le_bytes());
-    file[32] = 64;
-    file[54] = 56;
-    file[56] = 1;
-    file[EHDR] = 1;
-    let size = (EHDR + PHDR) as u64;
-    file[EHDR + 32..EHDR + 40].copy_from_slice(&size.to_le_bytes());
-    file
 }

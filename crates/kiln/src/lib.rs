@@ -29,7 +29,7 @@ mod orphans;
 mod process;
 mod recover;
 mod sandbox;
-#[cfg(feature = "scripted")]
+#[cfg(any(test, feature = "scripted"))]
 pub mod scripted;
 mod store;
 mod usage;
