@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::deadline::wait_readable;
 use crate::namespace::Namespace;
-use crate::step;
+use crate::step::{self, StepError};
 use crate::workspace;
 
 /// Why `kiln` did not do what a chore asked of it.
@@ -41,6 +41,12 @@ pub(crate) enum KilnError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Makes the release build.
+pub(crate) fn build() -> Result<(), StepError> {
+    let build = ["build", "--release", "--locked", "-p", "kiln-cli"];
+    step::run(&mut step::cargo(build))
 }
 
 /// How long the daemon may take to end once it was told to.

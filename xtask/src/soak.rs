@@ -17,10 +17,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 
-use crate::kiln::{Kiln, KilnError};
+use crate::kiln::{self, Kiln, KilnError};
 use crate::namespace::Namespace;
 use crate::setup::{self, Purpose, SetupError};
-use crate::step::{self, StepError};
+use crate::step::StepError;
 use crate::traces::TracesError;
 use crate::workspace;
 use dice::Dice;
@@ -70,13 +70,7 @@ const LOG_LINES: usize = 40;
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, SoakError> {
     setup::ensure(Purpose::Test)?;
-    step::run(&mut step::cargo([
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "kiln-cli",
-    ]))?;
+    kiln::build()?;
     let seed = options.seed.unwrap_or_else(new_seed);
     Ok(match soak(options.span, seed)? {
         Verdict::Held => ExitCode::SUCCESS,

@@ -16,7 +16,7 @@ use clap::Args;
 use crate::deps::{self, DepsError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step;
-use crate::{lab, parity, soak, workspace};
+use crate::{kiln, lab, parity, soak, workspace};
 use tally::Tally;
 
 #[derive(Debug, Args)]
@@ -107,8 +107,7 @@ impl Session {
 
     /// System tests and lab use the binary as it is released; a debug build would measure itself.
     fn release(&mut self) {
-        let build = ["build", "--release", "--locked", "-p", "kiln-cli"];
-        self.check(step::run(&mut step::cargo(build)));
+        self.check(kiln::build());
     }
 
     fn static_checks(&mut self) {

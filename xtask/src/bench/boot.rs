@@ -14,7 +14,7 @@ use super::report::Report;
 use super::stats::Samples;
 use super::timings::Timings;
 use super::transfer::{self, TransferError};
-use crate::kiln::{Kiln, KilnError};
+use crate::kiln::{self, Kiln, KilnError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step::{self, StepError};
 use crate::workspace;
@@ -81,13 +81,7 @@ const RAW_FORKS: u32 = 3;
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     setup::ensure(Purpose::Bench)?;
-    step::run(&mut step::cargo([
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "kiln-cli",
-    ]))?;
+    kiln::build()?;
     let kiln = Kiln::with_data_dir(workspace::target().join("bench"))?;
     let mut report = Report::default();
     finished(&mut kiln.command(["run", "--", "true"]))?;

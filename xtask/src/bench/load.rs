@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::report::Report;
-use crate::kiln::{Kiln, KilnError};
+use crate::kiln::{self, Kiln, KilnError};
 use crate::namespace::Namespace;
 use crate::setup::{self, Purpose, SetupError};
 use crate::step::{self, StepError};
@@ -51,13 +51,7 @@ pub(crate) enum LoadError {
 pub(crate) fn run(options: &Options) -> Result<ExitCode, LoadError> {
     setup::ensure(Purpose::Bench)?;
     step::run(&mut step::cargo(records::BUILD))?;
-    step::run(&mut step::cargo([
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "kiln-cli",
-    ]))?;
+    kiln::build()?;
     let mut report = Report::default();
     if options.records > 0 {
         records::run(options.records, &mut report)?;

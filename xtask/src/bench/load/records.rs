@@ -32,63 +32,34 @@ const TOLERANCE: f64 = 1.25;
 /// A verb: its samples' name, the figure among all, how it grew, and what it is.
 type Verb = (&'static str, &'static str, &'static str, &'static str);
 
+macro_rules! verbs {
+    ($($verb:literal: $what:literal,)*) => {
+        &[$(($verb, concat!($verb, "_ms"), concat!($verb, "_growth"), $what)),*]
+    };
+}
+
 /// First what the whole host is asked, which may take time with its size; then verbs on one sandbox.
-const VERBS: &[Verb] = &[
-    ("ls", "ls_ms", "ls_growth", "kiln ls with all of them"),
-    (
-        "ls_one",
-        "ls_one_ms",
-        "ls_one_growth",
-        "kiln ls with a filter that one meets",
-    ),
-    (
-        "events",
-        "events_ms",
-        "events_growth",
-        "all events that are kept",
-    ),
-    ("gc", "gc_ms", "gc_growth", "kiln gc --dry-run"),
-    ("info", "info_ms", "info_growth", "kiln info"),
-    (
-        "metrics",
-        "metrics_ms",
-        "metrics_growth",
-        "figures for Prometheus",
-    ),
-    ("create", "create_ms", "create_growth", "one more created"),
-    ("start", "start_ms", "start_growth", "started"),
-    ("stop", "stop_ms", "stop_growth", "stopped"),
-    ("rm", "rm_ms", "rm_growth", "removed"),
-    ("inspect", "inspect_ms", "inspect_growth", "found by its id"),
-    (
-        "by_name",
-        "by_name_ms",
-        "by_name_growth",
-        "found by its name",
-    ),
-    (
-        "by_prefix",
-        "by_prefix_ms",
-        "by_prefix_growth",
-        "found by a prefix of its id",
-    ),
-    ("update", "update_ms", "update_growth", "given a label"),
-    ("pause", "pause_ms", "pause_growth", "paused"),
-    ("resume", "resume_ms", "resume_growth", "resumed"),
-    ("stats", "stats_ms", "stats_growth", "kiln stats of it"),
-    (
-        "network",
-        "network_ms",
-        "network_growth",
-        "its network told",
-    ),
-    (
-        "policy",
-        "policy_ms",
-        "policy_growth",
-        "its network's policy exchanged",
-    ),
-];
+const VERBS: &[Verb] = verbs! {
+    "ls": "kiln ls with all of them",
+    "ls_one": "kiln ls with a filter that one meets",
+    "events": "all events that are kept",
+    "gc": "kiln gc --dry-run",
+    "info": "kiln info",
+    "metrics": "figures for Prometheus",
+    "create": "one more created",
+    "start": "started",
+    "stop": "stopped",
+    "rm": "removed",
+    "inspect": "found by its id",
+    "by_name": "found by its name",
+    "by_prefix": "found by a prefix of its id",
+    "update": "given a label",
+    "pause": "paused",
+    "resume": "resumed",
+    "stats": "kiln stats of it",
+    "network": "its network told",
+    "policy": "its network's policy exchanged",
+};
 
 pub(super) fn run(records: usize, report: &mut Report) -> Result<(), LoadError> {
     let namespace = match Namespace::new("records") {
