@@ -50,13 +50,13 @@ pub(crate) enum LoadError {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, LoadError> {
     setup::ensure(Purpose::Bench)?;
-    step::run(&mut step::cargo(records::BUILD))?;
-    kiln::build()?;
     let mut report = Report::default();
     if options.records > 0 {
+        step::run(&mut step::cargo(records::BUILD))?;
         records::run(options.records, &mut report)?;
     }
     if options.sandboxes > 0 {
+        kiln::build()?;
         real_guests(options, &mut report)?;
     }
     report.show(options.json);
