@@ -56,7 +56,10 @@ pub(crate) enum SoakError {
 /// How it went.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    Held,
+    /// But for what could not be tried here.
+    Held {
+        untried: Option<String>,
+    },
     Skipped(String),
     Failed(String),
 }
@@ -73,7 +76,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, SoakError> {
     kiln::build()?;
     let seed = options.seed.unwrap_or_else(new_seed);
     Ok(match soak(options.span, seed)? {
-        Verdict::Held => ExitCode::SUCCESS,
+        Verdict::Held { untried } => {
+            untried.iter().for_each(|what| eprintln!("SKIPPED: {what}"));
+            ExitCode::SUCCESS
+        }
         Verdict::Skipped(why) => {
             eprintln!("SKIPPED: soak: {why}");
             ExitCode::SUCCESS
@@ -87,9 +93,10 @@ pub(crate) fn soak(span: Duration, seed: u64) -> Result<Verdict, SoakError> {
     let data = workspace::target().join("soak");
     seed_material(&data).map_err(SoakError::Directory)?;
     let mut kiln = Kiln::with_data_dir(data)?;
+    let mut untried = None;
     match Namespace::new("soak") {
         Ok(namespace) => kiln = kiln.networked(namespace),
-        Err(error) => eprintln!("SKIPPED: soak of networks: {error}"),
+        Err(error) => untried = Some(format!("soak of networks: {error}")),
     }
     let info = kiln.info()?;
     if info.engine.is_none() {
@@ -99,7 +106,7 @@ pub(crate) fn soak(span: Duration, seed: u64) -> Result<Verdict, SoakError> {
     eprintln!("soak: {} s with --seed {seed}", span.as_secs());
     let mut soak = Soak::new(&kiln, seed)?;
     let outcome = soak.live(Instant::now() + span);
-    let verdict = soak.verdict(outcome, seed);
+    let verdict = soak.verdict(outcome, untried, seed);
     act::clear(&kiln);
     kiln.close()?;
     Ok(verdict)
@@ -174,10 +181,10 @@ impl<'k> Soak<'k> {
         self.last.push_back(what);
     }
 
-    fn verdict(&self, outcome: Result<(), String>, seed: u64) -> Verdict {
+    fn verdict(&self, outcome: Result<(), String>, untried: Option<String>, seed: u64) -> Verdict {
         let Err(how) = outcome else {
             eprintln!("soak: {} steps held; {}", self.done, self.watch);
-            return Verdict::Held;
+            return Verdict::Held { untried };
         };
         eprintln!("soak: FAILED after {} steps: {how}", self.done);
         eprintln!("soak: again with: cargo xtask soak --seed {seed}; the last steps were:");

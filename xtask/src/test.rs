@@ -227,7 +227,10 @@ impl Session {
     fn soak(&mut self) {
         eprintln!("+ soak");
         match soak::soak(SOAK, SOAK_SEED) {
-            Ok(soak::Verdict::Held) => self.tally.pass(),
+            Ok(soak::Verdict::Held { untried }) => {
+                self.tally.pass();
+                untried.iter().for_each(|what| self.skip(what));
+            }
             Ok(soak::Verdict::Skipped(why)) => self.skip(&format!("soak: {why}")),
             Ok(soak::Verdict::Failed(how)) => self.tally.fail(format!("soak: {how}")),
             Err(error) => self.check(Err::<(), _>(error)),

@@ -20,6 +20,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Control groups of Kiln's machines, in whichever hierarchies there are.
 const CGROUP_PARENT: &str = "kiln";
 
+const LOG: &str = "daemon.log";
+
 /// Why nobody could look.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TracesError {
@@ -52,7 +54,7 @@ impl Traces {
         let mut found = BTreeSet::new();
         processes(kiln, daemon, &mut found);
         mounts(kiln, &mut found);
-        control_groups(Path::new(CGROUPS), 2, &mut found);
+        own_control_groups(kiln, &mut found);
         files(kiln, &mut found);
         rows(kiln, &mut found)?;
         network(kiln, &mut found)?;
@@ -126,8 +128,32 @@ fn mounts(kiln: &Kiln, found: &mut BTreeSet<String>) {
     found.extend(places.filter(below).map(|place| format!("mount {place}")));
 }
 
-/// Groups of machines: those below any that is named for Kiln.
-fn control_groups(dir: &Path, depth: u32, found: &mut BTreeSet<String>) {
+/// Groups of machines: those below any that is named for Kiln. All data directories of a host have
+/// theirs there; the daemon's log tells which sandboxes were this one's.
+fn own_control_groups(kiln: &Kiln, found: &mut BTreeSet<String>) {
+    let mut groups = Vec::new();
+    control_groups(Path::new(CGROUPS), 2, &mut groups);
+    let log = logs(kiln.data_dir());
+    let is_ours = |group: &PathBuf| {
+        let id = group.file_name().unwrap_or_default().to_string_lossy();
+        log.contains(&*id)
+    };
+    let ours = groups.into_iter().filter(is_ours);
+    found.extend(ours.map(|group| format!("control group {}", group.display())));
+}
+
+/// The daemon's log, and the one that was put aside.
+fn logs(data_dir: &Path) -> String {
+    let logs = names(data_dir)
+        .into_iter()
+        .filter(|name| name.starts_with(LOG));
+    let texts = logs.filter_map(|name| fs::read(data_dir.join(name)).ok());
+    texts
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .collect()
+}
+
+fn control_groups(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     for name in names(dir) {
         let path = dir.join(&name);
         if !path.is_dir() {
@@ -135,11 +161,7 @@ fn control_groups(dir: &Path, depth: u32, found: &mut BTreeSet<String>) {
         }
         if name == CGROUP_PARENT {
             let groups = names(&path).into_iter().map(|name| path.join(name));
-            found.extend(
-                groups
-                    .filter(|group| group.is_dir())
-                    .map(|group| format!("control group {}", group.display())),
-            );
+            found.extend(groups.filter(|group| group.is_dir()));
         } else if depth > 0 {
             control_groups(&path, depth - 1, found);
         }
@@ -272,6 +294,27 @@ mod tests {
             ["link kln1", "store: consistent: 1 sandboxes"]
         );
         assert!(before.beyond(&now).iter().all(|it| it.starts_with("store")));
+    }
+
+    #[test]
+    fn groups_below_any_that_is_kilns_are_found_and_the_kernels_files_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("memory/kiln/abc");
+        fs::create_dir_all(&group).unwrap();
+        fs::create_dir_all(dir.path().join("memory/other/def")).unwrap();
+        fs::write(dir.path().join("memory/kiln/tasks"), "").unwrap();
+        let mut found = Vec::new();
+        control_groups(dir.path(), 2, &mut found);
+        assert_eq!(found, [group]);
+    }
+
+    #[test]
+    fn both_logs_tell_whose_a_sandbox_was() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("daemon.log"), "sandbox{id=new}").unwrap();
+        fs::write(dir.path().join("daemon.log.old"), "sandbox{id=old}").unwrap();
+        let all = logs(dir.path());
+        assert!(all.contains("new") && all.contains("old"), "{all}");
     }
 
     #[test]
