@@ -7,7 +7,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     let name = "store";
     let found = match Health::of(&facts.data_dir.join(crate::config::DATABASE)) {
         Ok(Some(health)) => told(name, &health),
-        Ok(None) => Check::of(Level::Info, name, "nothing is stored yet"),
+        Ok(None) => Check::of(Level::Info, name, "nothing is stored yet by this version"),
         Err(error) => broken(name, format!("it cannot be read: {error}")),
     };
     vec![found]

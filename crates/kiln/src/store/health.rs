@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{BUSY_TIMEOUT, StoreError};
+use super::{BUSY_TIMEOUT, StoreError, schema};
 
 /// What a look at a store found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,13 +20,18 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Looks at the store in this file without changing it; `None` where there is none.
+    /// Looks at the store in this file without changing it; `None` where there is none of this
+    /// Kiln's: one of another version is brought up to date, or refused, when it is opened.
     pub(crate) fn of(path: &Path) -> Result<Option<Self>, StoreError> {
         if !path.exists() {
             return Ok(None);
         }
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        let version: usize = connection.pragma_query_value(None, "user_version", |it| it.get(0))?;
+        if version != schema::current() {
+            return Ok(None);
+        }
         // One moment for all of it: an owner may be at work.
         connection.execute_batch("BEGIN")?;
         let count = |sql| connection.query_row(sql, [], |row| row.get(0));
@@ -91,6 +96,15 @@ mod tests {
             bad.faults,
             ["a row of uid_leases belongs to none of sandboxes"]
         );
+    }
+
+    #[test]
+    fn one_of_an_older_kiln_is_left_to_who_opens_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kiln.db");
+        let old = Connection::open(&path).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        assert_eq!(Health::of(&path).unwrap(), None);
     }
 
     #[test]
