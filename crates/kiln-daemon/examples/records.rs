@@ -154,7 +154,7 @@ impl Stand {
                 ..UpdateSandbox::default()
             };
             watch
-                .time("update", client.update(id, &update))
+                .time("label", client.update(id, &update))
                 .await
                 .unwrap();
             watch.time("pause", client.pause(id)).await.unwrap();
