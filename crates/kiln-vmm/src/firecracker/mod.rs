@@ -369,6 +369,10 @@ impl Engine for FirecrackerEngine {
         &self.capabilities
     }
 
+    fn host_facts(&self) -> &HostFacts {
+        &self.host
+    }
+
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         self.check(spec)?;
