@@ -1,6 +1,6 @@
 //! The words of the seam: what a machine is made of and what can be asked of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -292,6 +292,10 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
 
     /// What its snapshots depend on: they fit where these facts do.
     fn host_facts(&self) -> &HostFacts;
+
+    /// Lets go of what is kept of a snapshot that is about to be removed. Machines that run from it
+    /// keep what they have.
+    fn forget_snapshot(&self, dir: &Path);
 
     /// Validates `spec` whole and starts the VMM process. The guest does not run yet: write
     /// [`Machine::record`] down, then call [`Machine::boot`].

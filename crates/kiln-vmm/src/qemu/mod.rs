@@ -414,6 +414,10 @@ impl Engine for QemuEngine {
         &self.host
     }
 
+    fn forget_snapshot(&self, dir: &Path) {
+        self.templates.forget(&dir.join(MEMORY));
+    }
+
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         self.check(spec)?;

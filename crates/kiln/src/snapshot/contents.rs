@@ -97,6 +97,7 @@ pub(crate) async fn complete(
 /// Deletes the files of a snapshot, whole or half-made, and forgets it.
 pub(crate) async fn discard(shared: &Shared, id: &str) -> Result<(), Error> {
     let dir = shared.directories.snapshot(id);
+    shared.engines.forget_snapshot(&dir).await;
     for path in [partial(&dir), dir] {
         match tokio::fs::remove_dir_all(&path).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

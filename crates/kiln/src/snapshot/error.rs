@@ -14,6 +14,12 @@ pub(crate) fn unsupported(why: impl Into<String>) -> Error {
 pub(crate) fn failed(error: MachineError) -> Error {
     match error {
         MachineError::Snapshot(SnapshotError::Unsupported(why)) => unsupported(why),
+        MachineError::Snapshot(SnapshotError::File { path, source, .. })
+            if source.kind() == std::io::ErrorKind::StorageFull =>
+        {
+            let message = format!("the disk is full: cannot write {}", path.display());
+            Error::new(ErrorCode::DiskFull, message).with_source(source)
+        }
         MachineError::Unsupported(what) => unsupported(format!("this engine cannot {what}")),
         error => {
             let message = "the snapshot cannot be made";
