@@ -268,6 +268,16 @@ fn b1_7_each_has_the_same_address_in_a_network_of_its_own() {
     let none = ["create", "--snapshot", "golden", "--network", "none"];
     assert_eq!(refused(&stage, &none), "INVALID_SPEC");
 
+    // An address in a network that is shared cannot be had twice.
+    stage.kiln(&["network", "create", "lan"]).expect_code(0);
+    let member = lab::sandbox(&stage, &["--network=lan"]);
+    assert_eq!(
+        refused(&stage, &["snapshot", "create", &member]),
+        "SNAPSHOT_UNSUPPORTED"
+    );
+    stage.kiln(&["rm", "-f", &member]).expect_code(0);
+    stage.kiln(&["network", "rm", "lan"]).expect_code(0);
+
     stage
         .kiln(&["rm", "-f", "one", "two", &source])
         .expect_code(0);

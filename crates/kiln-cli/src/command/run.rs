@@ -281,13 +281,15 @@ mod tests {
     fn b1_7_a_snapshot_takes_the_images_place() {
         for line in [
             "kiln run --snapshot golden -- ls -l",
-            "kiln run --name n --snapshot golden ls -l",
+            "kiln run --name n --snapshot golden -- ls -l",
         ] {
             let request = request(line);
             assert_eq!(request.sandbox.snapshot.as_deref(), Some("golden"));
             assert_eq!(request.sandbox.image, None, "{line}");
             assert_eq!(request.exec.argv, words("ls -l"), "{line}");
         }
+        let plain = request("kiln run --snapshot golden ls a").exec.argv;
+        assert_eq!(plain, words("ls a"));
         for line in [
             "kiln run --snapshot golden --cpus 2",
             "kiln run --snapshot golden -m 1G",

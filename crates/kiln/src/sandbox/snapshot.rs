@@ -25,35 +25,52 @@ impl Driver {
         self.ask_hooks(HookPoint::BeforeSnapshot).await?;
         self.shared.snapshots.begin(draft.clone()).await?;
         failpoint::reach("snapshot.intended");
-        let was_running = self.row.state == SandboxState::Running;
-        let captured = self.capture(&draft.id).await;
-        let then = match &captured {
-            Ok(_) => wanted.then,
-            Err(_) => AfterSnapshot::Resume,
-        };
-        let went_on = self.go_on(then, was_running).await;
-        failpoint::reach("snapshot.resumed");
         let id = draft.id.clone();
-        let made = match captured {
-            Ok(engine_version) => self.publish_snapshot(draft, engine_version).await,
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = &made {
-            self.abandon(&id, failure).await;
+        let was_running = self.row.state == SandboxState::Running;
+        match self.capture(&id).await {
+            Ok(version) if wanted.then == AfterSnapshot::Stop => {
+                // It has its memory until that is safe.
+                let made = self.publish_snapshot(draft, version).await;
+                let then = made.as_ref().map(|()| AfterSnapshot::Stop);
+                let went_on = self.go_on(then.unwrap_or_default(), was_running).await;
+                made.and(went_on)?;
+            }
+            Ok(version) => {
+                let went_on = self.go_on(wanted.then, was_running).await;
+                failpoint::reach("snapshot.resumed");
+                let made = self.publish_snapshot(draft, version).await;
+                made.and(went_on)?;
+            }
+            Err(failure) => {
+                if let Err(error) = self.go_on(AfterSnapshot::Resume, was_running).await {
+                    warn!(error = %error.message(), "a machine that was halted stays so");
+                }
+                self.abandon(&id, &failure).await;
+                return Err(failure);
+            }
         }
-        made.and(went_on).map(|()| id)
+        Ok(id)
     }
 
     /// All that can be refused before anything is touched.
     fn draft(&self, wanted: &NewSnapshot) -> Result<SnapshotRow, Error> {
-        let (row, Some(live)) = (&self.row, &self.live) else {
-            return Err(self.not_now("make a snapshot of"));
+        let live = match (&self.live, self.row.state) {
+            (Some(live), SandboxState::Running | SandboxState::Paused) => live,
+            _ => return Err(self.not_now("make a snapshot of")),
         };
-        if !matches!(row.state, SandboxState::Running | SandboxState::Paused) {
-            return Err(self.not_now("make a snapshot of"));
-        }
-        check_supported(row, live)?;
-        let machine = live.machine.record();
+        check_supported(&self.row, live)?;
+        self.check_room()?;
+        Ok(SnapshotRow {
+            id: random_id()?,
+            name: wanted.name.clone(),
+            stage: SnapshotStage::Making,
+            sandbox: self.row.id.clone(),
+            record: record(&self.row, live),
+            created_at_ms: crate::clock::now_ms(),
+        })
+    }
+
+    fn check_room(&self) -> Result<(), Error> {
         let scratch = self.scratch();
         if let Some(scratch) = &scratch
             && !scratch.exists()
@@ -61,29 +78,9 @@ impl Driver {
             let message = format!("the scratch disk {} is gone", scratch.display());
             return Err(Error::new(ErrorCode::SnapshotFailed, message));
         }
-        let memory = u64::from(row.spec.mem_mib) << 20;
+        let memory = u64::from(self.row.spec.mem_mib) << 20;
         let most = memory + scratch.as_deref().map_or(0, allocated);
-        snapshot::room_for(&self.shared.directories.snapshots(), most)?;
-        Ok(SnapshotRow {
-            id: random_id()?,
-            name: wanted.name.clone(),
-            stage: SnapshotStage::Making,
-            sandbox: row.id.clone(),
-            record: SnapshotRecord {
-                sandbox_name: row.spec.name.clone(),
-                spec: row.spec.clone(),
-                image: row.image.clone(),
-                image_id: row.image_id.clone(),
-                image_config: row.image_config.clone(),
-                engine: machine.engine,
-                engine_version: String::new(),
-                has_card: !machine.shape.nics.is_empty(),
-                main_session: row.main_session,
-                disk_sha256: None,
-                bytes: 0,
-            },
-            created_at_ms: crate::clock::now_ms(),
-        })
+        snapshot::room_for(&self.shared.directories.snapshots(), most)
     }
 
     /// `None` where the guest's writes are in its memory.
@@ -136,8 +133,18 @@ impl Driver {
         Ok(())
     }
 
+    /// Makes it whole, or leaves nothing of it.
+    async fn publish_snapshot(&self, draft: SnapshotRow, version: String) -> Result<(), Error> {
+        let id = draft.id.clone();
+        let made = self.complete_snapshot(draft, version).await;
+        if let Err(failure) = &made {
+            self.abandon(&id, failure).await;
+        }
+        made
+    }
+
     /// Digests take long, and the guest runs meanwhile.
-    async fn publish_snapshot(
+    async fn complete_snapshot(
         &self,
         draft: SnapshotRow,
         engine_version: String,
@@ -167,6 +174,24 @@ impl Driver {
             warn!(error = %error.message(), "a snapshot that failed left something");
         }
         self.tell_hooks_of("snapshot", failure).await;
+    }
+}
+
+/// Of what it is made, but for what is not known before it is.
+fn record(row: &SandboxRow, live: &Live) -> SnapshotRecord {
+    let machine = live.machine.record();
+    SnapshotRecord {
+        sandbox_name: row.spec.name.clone(),
+        spec: row.spec.clone(),
+        image: row.image.clone(),
+        image_id: row.image_id.clone(),
+        image_config: row.image_config.clone(),
+        engine: machine.engine,
+        engine_version: String::new(),
+        has_card: !machine.shape.nics.is_empty(),
+        main_session: row.main_session,
+        disk_sha256: None,
+        bytes: 0,
     }
 }
 
