@@ -4,7 +4,7 @@
 //! stay right when commands are added, and names of sandboxes come from the daemon, if one runs;
 //! none is started for that.
 
-use clap::{Args, Command, CommandFactory, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 
 use crate::{Output, cli::Cli, start::Daemon};
 
@@ -85,7 +85,7 @@ pub(crate) async fn complete(args: &CompleteArgs, daemon: &Daemon<'_>, output: &
 
 /// Commands or options that begin so.
 fn known(before: &[String], typed: &str) -> Vec<String> {
-    let root = Cli::command();
+    let root = Cli::whole_command();
     let mut command = &root;
     for word in before.iter().filter(|word| !word.starts_with('-')) {
         match command.find_subcommand(word) {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn every_command_that_takes_a_sandbox_is_one_that_exists() {
-        let root = Cli::command();
+        let root = Cli::whole_command();
         for name in OF_SANDBOXES {
             assert!(root.find_subcommand(name).is_some(), "{name}");
         }
