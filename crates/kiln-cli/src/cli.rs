@@ -137,6 +137,7 @@ pub(crate) enum Command {
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
+    Snapshot(command::snapshot::SnapshotArgs),
     Network(command::network::NetworkArgs),
     Kernel(command::kernel::KernelArgs),
     Port(command::port::PortArgs),

@@ -31,6 +31,7 @@ mod recover;
 mod sandbox;
 #[cfg(any(test, feature = "scripted"))]
 pub mod scripted;
+mod snapshot;
 mod store;
 mod usage;
 mod volumes;
@@ -77,5 +78,6 @@ pub use sandbox::{
     Filter, InitSystem, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo,
     SandboxSpec, SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
 };
+pub use snapshot::{AfterSnapshot, NewSnapshot, SnapshotInfo};
 pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -115,8 +115,13 @@ fn subcommands(command: &Command) -> Vec<String> {
 }
 
 fn wants_sandbox(before: &[String], typed: &str) -> bool {
-    let command = before.iter().find(|word| !word.starts_with('-'));
-    !typed.starts_with('-') && command.is_some_and(|word| OF_SANDBOXES.contains(&word.as_str()))
+    let mut words = before.iter().filter(|word| !word.starts_with('-'));
+    let of_sandboxes = match words.next().map(String::as_str) {
+        Some("snapshot") => words.next().is_some_and(|word| word == "create"),
+        Some(command) => OF_SANDBOXES.contains(&command),
+        None => false,
+    };
+    !typed.starts_with('-') && of_sandboxes
 }
 
 #[cfg(test)]
@@ -134,6 +139,8 @@ mod tests {
         assert!(known(&words("run"), "--time").contains(&"--timeout".to_owned()));
         assert!(known(&words("run"), "--js").contains(&"--json".to_owned()));
         assert!(!known(&[], "__").contains(&"__complete".to_owned()));
+        assert!(wants_sandbox(&words("snapshot create"), "d"));
+        assert!(!wants_sandbox(&words("snapshot rm"), "d"));
         assert!(wants_sandbox(&words("stop web"), "d") && !wants_sandbox(&words("run"), "d"));
     }
 

@@ -7,5 +7,6 @@ mod leftovers;
 mod lifecycle;
 mod many;
 mod restarts;
+mod snapshots;
 mod stage;
 mod timeouts;
