@@ -22,6 +22,11 @@ impl Cgroups {
         is_cgroup.then(|| Self(parent.to_owned()))
     }
 
+    /// The group that they are in.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
     /// Makes the group of one session.
     pub(crate) fn create(&self, session: u64) -> io::Result<Cgroup> {
         let path = self.0.join(format!("kiln-session-{session}"));
@@ -37,6 +42,10 @@ impl Cgroups {
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Its directory, for a process to be born in it.
     pub(crate) fn directory(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
