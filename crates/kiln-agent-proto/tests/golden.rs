@@ -125,6 +125,20 @@ fn changes_of_files() {
         },
         "080612022f611801",
     );
+    let kinds = [
+        ChangeKind::Unspecified,
+        ChangeKind::Created,
+        ChangeKind::Modified,
+        ChangeKind::Attributes,
+        ChangeKind::Removed,
+        ChangeKind::MovedFrom,
+        ChangeKind::MovedTo,
+        ChangeKind::Lost,
+        ChangeKind::Ended,
+    ];
+    for (number, kind) in kinds.into_iter().enumerate() {
+        assert_eq!(kind as usize, number);
+    }
 }
 
 #[test]

@@ -29,7 +29,17 @@ impl Cgroups {
 
     /// Makes the group of one session.
     pub(crate) fn create(&self, session: u64) -> io::Result<Cgroup> {
-        let path = self.0.join(format!("kiln-session-{session}"));
+        self.make(&format!("kiln-session-{session}"))
+    }
+
+    /// Makes the group of one session that is held to limits: another one than that which may have
+    /// been made ahead for a session of this number.
+    pub(crate) fn create_limited(&self, session: u64) -> io::Result<Cgroup> {
+        self.make(&format!("kiln-limited-{session}"))
+    }
+
+    fn make(&self, name: &str) -> io::Result<Cgroup> {
+        let path = self.0.join(name);
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(Cgroup(path)),

@@ -28,7 +28,7 @@ pub(crate) fn group(
     for (controller, _, _) in &settings {
         switch_on(cgroups.directory(), controller).map_err(|it| refused(controller, Some(it)))?;
     }
-    let made = cgroups.create(session);
+    let made = cgroups.create_limited(session);
     let group = made.map_err(|it| refused("control groups", Some(it)))?;
     for (controller, file, value) in &settings {
         if let Err(error) = fs::write(group.path().join(file), value) {

@@ -254,9 +254,7 @@ impl From<message::FileChange> for FileChange {
             Ok(message::ChangeKind::MovedFrom) => ChangeKind::MovedFrom,
             Ok(message::ChangeKind::MovedTo) => ChangeKind::MovedTo,
             // A kind that a newer agent knows is a change that is not seen here.
-            Ok(message::ChangeKind::Lost | message::ChangeKind::Unspecified) | Err(_) => {
-                ChangeKind::Lost
-            }
+            _ => ChangeKind::Lost,
         };
         Self {
             kind,

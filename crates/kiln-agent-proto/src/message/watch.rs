@@ -3,7 +3,7 @@
 use prost::{Enumeration, Message};
 
 /// Tell what changes: after [`Done`](super::Done), [`FileChange`]s follow until the host ends its
-/// direction of the stream, or what is watched is gone.
+/// direction of the stream, or what is watched is gone, which a [`ChangeKind::Ended`] says.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Watch {
     /// Absolute path of a file or directory.
@@ -20,7 +20,8 @@ pub struct FileChange {
     /// What happened.
     #[prost(enumeration = "ChangeKind", tag = "1")]
     pub kind: i32,
-    /// Absolute path of what it happened to; empty for [`ChangeKind::Lost`].
+    /// Absolute path of what it happened to; empty for [`ChangeKind::Lost`] and
+    /// [`ChangeKind::Ended`].
     #[prost(bytes = "vec", tag = "2")]
     pub path: Vec<u8>,
     /// Whether that is a directory.
@@ -48,4 +49,6 @@ pub enum ChangeKind {
     MovedTo = 6,
     /// Changes were not seen: there were too many at once, or too many directories.
     Lost = 7,
+    /// What was watched is gone; nothing follows. A stream that ends without it broke.
+    Ended = 8,
 }

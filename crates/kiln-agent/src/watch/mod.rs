@@ -6,7 +6,7 @@
 mod tree;
 
 use kiln_agent_proto::frame::FrameError;
-use kiln_agent_proto::message::{Done, ErrorCode, Reply, Watch, reply};
+use kiln_agent_proto::message::{ChangeKind, Done, ErrorCode, FileChange, Reply, Watch, reply};
 
 use crate::fd::Fd;
 use crate::files::FileError;
@@ -60,5 +60,9 @@ async fn tell(mut tree: Tree, writer: &mut Writer) -> Result<(), FrameError> {
             writer.send(&change).await?;
         }
     }
-    Ok(())
+    let ended = FileChange {
+        kind: ChangeKind::Ended as i32,
+        ..FileChange::default()
+    };
+    writer.send(&ended).await
 }

@@ -39,6 +39,8 @@ impl FileWatch {
     /// Why the connection broke: what changed since is not known.
     pub async fn next(&mut self) -> Result<Option<FileChange>, crate::Error> {
         let change = self.operation.reader.next::<message::FileChange>().await;
-        Ok(change.map_err(GuestError::from)?.map(FileChange::from))
+        let change = change.map_err(GuestError::from)?.ok_or(GuestError::Lost)?;
+        let has_ended = change.kind == message::ChangeKind::Ended as i32;
+        Ok((!has_ended).then(|| FileChange::from(change)))
     }
 }
