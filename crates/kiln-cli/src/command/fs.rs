@@ -21,73 +21,88 @@ pub(crate) struct FsArgs {
 
 #[derive(Debug, Subcommand)]
 enum FsCommand {
-    /// Tell what paths are
-    Stat {
-        /// Tell what a symbolic link points to
-        #[arg(long, short = 'L')]
-        follow_link: bool,
-        #[command(flatten)]
-        show: Show<FileInfo>,
-        /// Id, unique prefix of an id, or name
-        sandbox: String,
-        /// Paths in the sandbox
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<String>,
-    },
-    /// List the files of a directory
+    Stat(StatArgs),
     #[command(visible_alias = "list")]
-    Ls {
-        /// Print names only
-        #[arg(long, short, conflicts_with = "format")]
-        quiet: bool,
-        #[command(flatten)]
-        show: Show<FileInfo>,
-        /// Id, unique prefix of an id, or name
-        sandbox: String,
-        /// A directory in the sandbox
-        #[arg(default_value = "/")]
-        path: String,
-    },
-    /// Make directories
-    Mkdir {
-        /// Make those that lead to it too; one that is there is no failure
-        #[arg(long, short)]
-        parents: bool,
-        /// Permissions, as chmod takes them in digits
-        #[arg(long, short, value_name = "MODE", value_parser = mode, default_value = "755")]
-        mode: u32,
-        /// Whose they are, USER[:GROUP]; the image's user unless said
-        #[arg(long, short, value_name = "USER")]
-        user: Option<String>,
-        /// Id, unique prefix of an id, or name
-        sandbox: String,
-        /// Directories in the sandbox
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<String>,
-    },
-    /// Give a file or directory another path; what is there is replaced
+    Ls(LsArgs),
+    Mkdir(MkdirArgs),
     #[command(visible_alias = "move")]
-    Mv {
-        /// Id, unique prefix of an id, or name
-        sandbox: String,
-        /// Its path
-        from: String,
-        /// Its new path, in the same file system
-        to: String,
-    },
-    /// Remove files and empty directories
+    Mv(MvArgs),
     #[command(visible_alias = "remove")]
-    Rm {
-        /// Directories with all that is in them
-        #[arg(long, short)]
-        recursive: bool,
-        /// Id, unique prefix of an id, or name
-        sandbox: String,
-        /// Paths in the sandbox
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<String>,
-    },
+    Rm(RmArgs),
     Watch(WatchArgs),
+}
+
+/// Tell what paths are
+#[derive(Debug, Args)]
+struct StatArgs {
+    /// Tell what a symbolic link points to
+    #[arg(long, short = 'L')]
+    follow_link: bool,
+    #[command(flatten)]
+    show: Show<FileInfo>,
+    /// Id, unique prefix of an id, or name
+    sandbox: String,
+    /// Paths in the sandbox
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+/// List the files of a directory
+#[derive(Debug, Args)]
+struct LsArgs {
+    /// Print names only
+    #[arg(long, short, conflicts_with = "format")]
+    quiet: bool,
+    #[command(flatten)]
+    show: Show<FileInfo>,
+    /// Id, unique prefix of an id, or name
+    sandbox: String,
+    /// A directory in the sandbox
+    #[arg(default_value = "/")]
+    path: String,
+}
+
+/// Make directories
+#[derive(Debug, Args)]
+struct MkdirArgs {
+    /// Make those that lead to it too; one that is there is no failure
+    #[arg(long, short)]
+    parents: bool,
+    /// Permissions, as chmod takes them in digits
+    #[arg(long, short, value_name = "MODE", value_parser = mode, default_value = "755")]
+    mode: u32,
+    /// Whose they are, USER[:GROUP]; the image's user unless said
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+    /// Id, unique prefix of an id, or name
+    sandbox: String,
+    /// Directories in the sandbox
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+}
+
+/// Give a file or directory another path; what is there is replaced
+#[derive(Debug, Args)]
+struct MvArgs {
+    /// Id, unique prefix of an id, or name
+    sandbox: String,
+    /// Its path
+    from: String,
+    /// Its new path, in the same file system
+    to: String,
+}
+
+/// Remove files and empty directories
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Directories with all that is in them
+    #[arg(long, short)]
+    recursive: bool,
+    /// Id, unique prefix of an id, or name
+    sandbox: String,
+    /// Paths in the sandbox
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
 }
 
 /// Tell what changes at a path of a sandbox, until Ctrl-C
@@ -109,86 +124,73 @@ pub(crate) struct WatchArgs {
 
 pub(crate) async fn run(args: FsArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
     match args.command {
-        FsCommand::Stat {
-            follow_link,
-            show,
-            sandbox,
-            paths,
-        } => {
-            let mut files = Vec::with_capacity(paths.len());
-            for path in &paths {
-                let path = copy::from_root(path);
-                let asked = daemon.ask(async |it| it.stat(&sandbox, &path, follow_link).await);
-                files.push(asked.await?);
-            }
-            show.list(&files, output, || render(&files));
-            Ok(0)
-        }
-        FsCommand::Ls {
-            quiet,
-            show,
-            sandbox,
-            path,
-        } => {
-            let path = copy::from_root(&path);
-            let asked = daemon.ask(async |it| it.list_directory(&sandbox, &path).await);
-            let files = asked.await?;
-            if quiet {
-                files
-                    .iter()
-                    .for_each(|it| output.line(&printable(&it.name)));
-                return Ok(0);
-            }
-            show.list(&files, output, || render(&files));
-            Ok(0)
-        }
-        FsCommand::Mkdir {
-            parents,
-            mode,
-            user,
-            sandbox,
-            paths,
-        } => {
-            for_each_path(&paths, output, async |path| {
-                let request = MakeDirectory {
-                    path: copy::from_root(path),
-                    mode: Some(mode),
-                    parents,
-                    user: user.clone(),
-                };
-                daemon
-                    .ask(async |it| it.make_directory(&sandbox, &request).await)
-                    .await
-            })
-            .await
-        }
-        FsCommand::Mv { sandbox, from, to } => {
-            let request = MoveFile {
-                from: copy::from_root(&from),
-                to: copy::from_root(&to),
-            };
-            daemon
-                .ask(async |it| it.move_file(&sandbox, &request).await)
-                .await?;
-            output.line(&request.to);
-            output.object(&request);
-            Ok(0)
-        }
-        FsCommand::Rm {
-            recursive,
-            sandbox,
-            paths,
-        } => {
-            for_each_path(&paths, output, async |path| {
-                let path = copy::from_root(path);
-                daemon
-                    .ask(async |it| it.remove_file(&sandbox, &path, recursive).await)
-                    .await
-            })
-            .await
-        }
+        FsCommand::Stat(args) => stat(&args, daemon, output).await,
+        FsCommand::Ls(args) => list(&args, daemon, output).await,
+        FsCommand::Mkdir(args) => make(&args, daemon, output).await,
+        FsCommand::Mv(args) => rename(&args, daemon, output).await,
+        FsCommand::Rm(args) => remove(&args, daemon, output).await,
         FsCommand::Watch(args) => watch(args, daemon, output).await,
     }
+}
+
+async fn stat(args: &StatArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    let mut files = Vec::with_capacity(args.paths.len());
+    for path in &args.paths {
+        let path = copy::from_root(path);
+        let asked = daemon.ask(async |it| it.stat(&args.sandbox, &path, args.follow_link).await);
+        files.push(asked.await?);
+    }
+    args.show.list(&files, output, || render(&files));
+    Ok(0)
+}
+
+async fn list(args: &LsArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    let path = copy::from_root(&args.path);
+    let asked = daemon.ask(async |it| it.list_directory(&args.sandbox, &path).await);
+    let files = asked.await?;
+    if args.quiet {
+        let names = files.iter().map(|it| printable(&it.name));
+        names.for_each(|name| output.line(&name));
+        return Ok(0);
+    }
+    args.show.list(&files, output, || render(&files));
+    Ok(0)
+}
+
+async fn make(args: &MkdirArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    for_each_path(&args.paths, output, async |path| {
+        let request = MakeDirectory {
+            path: copy::from_root(path),
+            mode: Some(args.mode),
+            parents: args.parents,
+            user: args.user.clone(),
+        };
+        let asked = daemon.ask(async |it| it.make_directory(&args.sandbox, &request).await);
+        asked.await
+    })
+    .await
+}
+
+async fn rename(args: &MvArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    let request = MoveFile {
+        from: copy::from_root(&args.from),
+        to: copy::from_root(&args.to),
+    };
+    let asked = daemon.ask(async |it| it.move_file(&args.sandbox, &request).await);
+    asked.await?;
+    output.line(&request.to);
+    output.object(&request);
+    Ok(0)
+}
+
+async fn remove(args: &RmArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+    for_each_path(&args.paths, output, async |path| {
+        let path = copy::from_root(path);
+        let asked =
+            daemon.ask(async |it| it.remove_file(&args.sandbox, &path, args.recursive).await);
+        asked.await
+    })
+    .await
 }
 
 pub(crate) async fn watch(
