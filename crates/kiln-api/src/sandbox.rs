@@ -23,6 +23,10 @@ pub struct CreateSandbox {
     /// Instead of an image and a kernel: a base image, by preset or id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+    /// Instead of all that it is made of: the snapshot, by id, unique prefix of one or name, from
+    /// which its first start begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// When to ask the registry for the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
@@ -351,6 +355,9 @@ pub struct Sandbox {
     /// Session of its main command.
     #[serde(default)]
     pub main_session: Option<u64>,
+    /// Id of the snapshot that its first start began from, or will.
+    #[serde(default)]
+    pub snapshot: Option<String>,
 }
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.

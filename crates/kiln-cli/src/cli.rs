@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind,
+};
 use kiln_api::{EnginePreference, ErrorReport};
 
 use crate::{
@@ -34,20 +36,32 @@ pub(crate) struct Cli {
 impl Cli {
     /// Understands what was typed.
     pub(crate) fn parse_words(typed: Vec<OsString>) -> Result<Self, clap::Error> {
-        let mut matches = Self::command().try_get_matches_from(&typed)?;
+        // Only the subcommand that was typed is put together. What a refusal or a help says may be
+        // about all of them.
+        let matches = Self::command()
+            .try_get_matches_from(&typed)
+            .or_else(|_| Self::whole_command().try_get_matches_from(&typed))?;
+        let leaf = contradictions::leaf(&matches);
+        contradictions::refuse(leaf)?;
+        let mut cli = Self::from_arg_matches(&matches)
+            .map_err(|error| error.format(&mut Self::whole_command()))?;
         let typed_globals = TypedGlobals::of(&matches);
-        let leaf = contradictions::leaf(&matches).clone();
-        contradictions::refuse(&leaf)?;
-        let mut cli = Self::from_arg_matches_mut(&mut matches)?;
         typed_globals.refuse_unasked(&cli.command)?;
         typed_globals.settle(&mut cli.global)?;
         match &mut cli.command {
             Command::Run(args) => args.tell_image_from_command(&typed),
             Command::Create(args) => args.tell_image_from_command(&typed),
-            Command::Daemon(args) => args.settle(&leaf).map_err(contradictions::told)?,
+            Command::Daemon(args) => args.settle(leaf).map_err(contradictions::told)?,
             _ => {}
         }
         Ok(cli)
+    }
+
+    /// With the arguments of all subcommands.
+    pub(crate) fn whole_command() -> clap::Command {
+        let mut command = Self::command();
+        command.build();
+        command
     }
 }
 
@@ -130,6 +144,7 @@ impl From<Engine> for EnginePreference {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     Run(Box<command::run::RunArgs>),
     Create(Box<command::create::CreateArgs>),
@@ -165,6 +180,7 @@ pub(crate) enum Command {
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
+    Snapshot(command::snapshot::SnapshotArgs),
     Network(command::network::NetworkArgs),
     Kernel(command::kernel::KernelArgs),
     Port(command::port::PortArgs),

@@ -2,7 +2,7 @@
 //!
 //! No option is ever silently ignored: what has no meaning where it stands is refused.
 
-use clap::{ArgMatches, CommandFactory, error::ErrorKind, parser::ValueSource};
+use clap::{ArgMatches, error::ErrorKind, parser::ValueSource};
 
 use crate::{
     cli::{Cli, Command, Global},
@@ -102,7 +102,7 @@ impl TypedGlobals {
 }
 
 pub(crate) fn told(text: &str) -> clap::Error {
-    Cli::command().error(ErrorKind::ArgumentConflict, text)
+    Cli::whole_command().error(ErrorKind::ArgumentConflict, text)
 }
 
 #[cfg(test)]
@@ -146,8 +146,7 @@ mod tests {
     /// list written anew: `KILN_WRITE_OPTIONS=1 cargo test -p kiln-cli options_are_reviewed`.
     #[test]
     fn b8_2_all_options_are_reviewed() {
-        let mut command = Cli::command();
-        command.build();
+        let command = Cli::whole_command();
         let mut lines = Vec::new();
         options(&command, "", &mut lines);
         let found = lines.join("\n") + "\n";

@@ -65,7 +65,7 @@ fn b8_1_every_verb_is_there_and_its_help_starts_nothing() {
     let kiln = Kiln::new();
     let verbs = "create run start stop restart pause resume unpause rm remove ls ps list inspect exec \
                  connect shell attach cp upload download logs wait top stats port events rename \
-                 update network image volume kernel doctor gc info version completion daemon \
+                 update network image volume kernel snapshot doctor gc info version completion daemon \
                  sessions forward pull fs files watch man";
     for verb in verbs.split_whitespace() {
         let help = kiln.ok(&[verb, "--help"]);
@@ -272,6 +272,7 @@ fn b8_2_templates_say_how_results_are_printed() {
         &["volume", "ls"],
         &["network", "ls"],
         &["kernel", "ls"],
+        &["snapshot", "ls"],
         &["gc", "--dry-run"],
     ];
     for words in tables {
@@ -335,6 +336,10 @@ fn b8_4_no_option_is_silently_ignored() {
         "volume ls -q --json",
         "network ls -q --format json",
         "kernel ls -q --json",
+        "snapshot ls -q --format json",
+        "snapshot create --stop --no-resume x",
+        "run --snapshot s --cpus 2",
+        "run --snapshot s --runtime base",
         "fs ls -q --json x",
         "inspect x --json --format json",
         "info --json --format json",

@@ -39,6 +39,8 @@ pub enum LeftoverKind {
     Machine,
     /// A jail of a sandbox that does not exist.
     Jail,
+    /// Files of a snapshot that does not exist.
+    Snapshot,
     /// Something that was never finished.
     HalfMade,
 }
@@ -73,6 +75,7 @@ fn find(shared: &Shared) -> Result<Vec<Leftover>, Error> {
     for (kind, dir) in owned {
         entries.extend(names(&dir)?.into_iter().map(|path| (kind, path)));
     }
+    let snapshots = names(&directories.snapshots())?;
     for vmm in names(&directories.jails())? {
         entries.extend(
             names(&vmm)?
@@ -90,6 +93,12 @@ fn find(shared: &Shared) -> Result<Vec<Leftover>, Error> {
         name.is_none_or(|name| !known.contains(name))
     };
     entries.retain(|(_, path)| nobodys(path));
+    let unknown = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_none_or(|name| !shared.snapshots.owns(name))
+    };
+    let snapshots = snapshots.into_iter().filter(unknown);
+    entries.extend(snapshots.map(|path| (LeftoverKind::Snapshot, path)));
     for dir in [
         directories.images(),
         directories.kernels(),
@@ -154,7 +163,8 @@ fn names(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-fn allocated(path: &Path) -> u64 {
+/// Room that a file or a tree takes.
+pub(crate) fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return 0;

@@ -23,6 +23,7 @@ use crate::recover;
 use crate::sandbox::SandboxState;
 use crate::sandbox::driver::{Command, DriverHandle, View};
 use crate::sandbox::turns::{Turn, Turns};
+use crate::snapshot::Snapshots;
 use crate::store::{SandboxRow, Store};
 use crate::volumes::Volumes;
 
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
+    pub(crate) snapshots: Snapshots,
     pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
     pub(crate) counters: Counters,
@@ -133,6 +135,7 @@ impl Host {
             engines,
             materials: Materials::open(&directories)?,
             volumes: Volumes::open(directories.volumes())?,
+            snapshots: Snapshots::new(store.clone()),
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
             counters: Counters::default(),

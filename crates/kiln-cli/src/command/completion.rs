@@ -4,7 +4,7 @@
 //! stay right when commands are added, and names of sandboxes come from the daemon, if one runs;
 //! none is started for that.
 
-use clap::{Arg, ArgAction, Args, Command, CommandFactory, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, ValueEnum};
 
 use crate::{Output, cli::Cli, start::Daemon};
 
@@ -64,7 +64,7 @@ pub(crate) async fn complete(args: &CompleteArgs, daemon: &Daemon<'_>, output: &
     let Some((typed, before)) = args.words.split_last() else {
         return 0;
     };
-    let root = Cli::command();
+    let root = Cli::whole_command();
     let place = Place::behind(&root, before);
     let mut found = place.known(typed);
     if place.is_sandbox() && !typed.starts_with('-') {
@@ -182,7 +182,7 @@ mod tests {
     /// What is known, and whether a sandbox fits too.
     fn found(line: &str, typed: &str) -> (Vec<String>, bool) {
         let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-        let root = Cli::command();
+        let root = Cli::whole_command();
         let place = Place::behind(&root, &words);
         let mut known = place.known(typed);
         known.retain(|it| it.starts_with(typed));
@@ -259,6 +259,6 @@ mod tests {
                 all(inner, &line);
             }
         }
-        all(&Cli::command(), "");
+        all(&Cli::whole_command(), "");
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
 
 use crate::{Failure, Output, cli::Cli};
@@ -44,9 +44,7 @@ pub(crate) fn run(args: &ManArgs, output: &Output) -> Result<u8, Failure> {
 
 /// All commands, each knowing its whole name.
 fn whole() -> Command {
-    let mut root = Cli::command().disable_help_flag(true);
-    root.build();
-    named(root, "")
+    named(Cli::whole_command(), "")
 }
 
 fn named(command: Command, above: &str) -> Command {
@@ -117,7 +115,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let written = write_all(&whole(), dir.path()).unwrap();
         let mut all = Vec::new();
-        names(&Cli::command(), "", &mut all);
+        names(&Cli::whole_command(), "", &mut all);
         assert_eq!(written.len(), all.len());
         for name in all {
             let page = fs::read_to_string(dir.path().join(format!("{name}.1"))).unwrap();

@@ -29,6 +29,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod sandbox_args;
 pub(crate) mod sessions;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod stop;
@@ -102,6 +103,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Volume(args) => volume::run(args, daemon, output).await,
         Command::Fs(args) => fs::run(args, daemon, output).await,
         Command::Watch(args) => fs::watch(args, daemon, output).await,
+        Command::Snapshot(args) => snapshot::run(args, daemon, output).await,
         Command::Cp(args) => cp::run(args, daemon, output).await,
         Command::Upload(args) => cp::upload(args, daemon, output).await,
         Command::Download(args) => cp::download(args, daemon, output).await,

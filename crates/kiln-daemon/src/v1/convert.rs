@@ -15,6 +15,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiE
         image: request.image,
         runtime: request.runtime,
         bundle: request.bundle,
+        snapshot: request.snapshot,
         pull: request.pull.map_or(default.pull, pull_policy),
         platform: request.platform,
         init: request.init.map_or(default.init, init_system),
@@ -188,6 +189,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         restart: info.restart.to_string(),
         restarts: info.restarts,
         main_session: info.main_session,
+        snapshot: info.snapshot,
     }
 }
 
@@ -203,7 +205,7 @@ fn state(state: SandboxState) -> kiln_api::SandboxState {
     }
 }
 
-fn engine(kind: EngineKind) -> kiln_api::EngineKind {
+pub(super) fn engine(kind: EngineKind) -> kiln_api::EngineKind {
     match kind {
         EngineKind::Firecracker => kiln_api::EngineKind::Firecracker,
         EngineKind::Qemu => kiln_api::EngineKind::Qemu,
@@ -366,6 +368,7 @@ pub(super) fn leftover(leftover: kiln::Leftover) -> kiln_api::Leftover {
         kiln::LeftoverKind::Sandbox => "sandbox",
         kiln::LeftoverKind::Machine => "machine",
         kiln::LeftoverKind::Jail => "jail",
+        kiln::LeftoverKind::Snapshot => "snapshot",
         kiln::LeftoverKind::HalfMade => "half_made",
     };
     kiln_api::Leftover {

@@ -62,6 +62,8 @@ pub struct SandboxInfo {
     pub restarts: u32,
     /// Number of the session of its main command, when that was started with it.
     pub main_session: Option<u64>,
+    /// Id of the snapshot that its first start began from, or will.
+    pub snapshot: Option<String>,
 }
 
 impl From<&SandboxRow> for SandboxInfo {
@@ -92,6 +94,7 @@ impl From<&SandboxRow> for SandboxInfo {
             restart: row.spec.restart,
             restarts: row.restarts,
             main_session: row.main_session,
+            snapshot: row.spec.snapshot.clone(),
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 use super::networks::is_reference;
+use super::snapshots::Snapshots;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
 /// A multi-step operation that was begun and must be finished or undone.
@@ -64,6 +65,8 @@ pub(crate) struct SandboxRow {
     pub(crate) wants_running: bool,
     /// Session of its main command.
     pub(crate) main_session: Option<u64>,
+    /// Whose memory its machine maps, or will when it starts; without, it boots.
+    pub(crate) snapshot: Option<String>,
 }
 
 impl SandboxRow {
@@ -88,6 +91,7 @@ impl SandboxRow {
             restarts: 0,
             wants_running: false,
             main_session: None,
+            snapshot: None,
         }
     }
 }
@@ -98,12 +102,16 @@ pub(crate) struct Sandboxes<'t>(pub(crate) &'t Transaction<'t>);
 impl Sandboxes<'_> {
     /// Adds a row.
     pub(crate) fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        if let Some(snapshot) = &row.snapshot {
+            Snapshots(self.0).expect_ready(snapshot)?;
+        }
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
                        machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config,
-                       expires_at_ms, restarts, wants_running, main_session)
+                       expires_at_ms, restarts, wants_running, main_session, snapshot)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
                        :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
-                       :image_config, :expires_at_ms, :restarts, :wants_running, :main_session)";
+                       :image_config, :expires_at_ms, :restarts, :wants_running, :main_session,
+                       :snapshot)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -115,7 +123,8 @@ impl Sandboxes<'_> {
                        timings = :timings, created_at_ms = :created_at_ms,
                        started_at_ms = :started_at_ms, image_config = :image_config,
                        expires_at_ms = :expires_at_ms, restarts = :restarts,
-                       wants_running = :wants_running, main_session = :main_session
+                       wants_running = :wants_running, main_session = :main_session,
+                       snapshot = :snapshot
                    WHERE id = :id";
         self.bind(sql, row).map_err(name_taken)
     }
@@ -171,6 +180,7 @@ impl Sandboxes<'_> {
             ":restarts": row.restarts,
             ":wants_running": row.wants_running,
             ":main_session": row.main_session,
+            ":snapshot": row.snapshot,
         })?;
         Ok(())
     }
@@ -216,6 +226,7 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         restarts: row.get("restarts")?,
         wants_running: row.get("wants_running")?,
         main_session: row.get("main_session")?,
+        snapshot: row.get("snapshot")?,
     })
 }
 
@@ -265,6 +276,7 @@ mod tests {
             restarts: 2,
             wants_running: true,
             main_session: Some(1),
+            snapshot: None,
         }
     }
 

@@ -6,5 +6,6 @@ mod idempotency;
 mod leftovers;
 mod lifecycle;
 mod restarts;
+mod snapshots;
 mod stage;
 mod timeouts;

@@ -49,6 +49,7 @@ listed!(
     kiln_api::NetworkProof,
     kiln_api::Sandbox,
     kiln_api::Session,
+    kiln_api::Snapshot,
     kiln_api::Stats,
     kiln_api::Volume,
     kiln_daemon::Check,
@@ -195,6 +196,7 @@ mod tests {
             ("NetworkProof", kiln_api::NetworkProof::fields()),
             ("Sandbox", kiln_api::Sandbox::fields()),
             ("Session", kiln_api::Session::fields()),
+            ("Snapshot", kiln_api::Snapshot::fields()),
             ("Stats", kiln_api::Stats::fields()),
             ("Volume", Volume::fields()),
         ];
