@@ -5,6 +5,7 @@
 
 mod file;
 mod session;
+mod watch;
 
 use prost::{Enumeration, Message, Oneof};
 
@@ -13,9 +14,11 @@ pub use file::{
     StatFile, TreeBytes, Upload,
 };
 pub use session::{
-    Attach, Attached, EnvVar, Exec, Exited, InputAck, Kill, ListSessions, SessionEntry,
+    Attach, Attached, EnvVar, Exec, ExecLimits, Exited, InputAck, Kill, ListSessions, SessionEntry,
     SessionInput, SessionList, SessionOutput, Started, WindowSize, session_input, session_output,
 };
+
+pub use watch::{ChangeKind, FileChange, Watch};
 
 /// First message of every stream, host to agent. A request that does not fit one frame comes as
 /// several, each with a [`RequestPart`]; together they hold one encoded `Request`.
@@ -24,7 +27,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "request::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
     )]
     pub kind: Option<request::Kind>,
 }
@@ -87,6 +90,9 @@ pub mod request {
         /// Read a tree.
         #[prost(message, tag = "16")]
         Download(super::Download),
+        /// Tell what changes in a directory. Since version 3.
+        #[prost(message, tag = "18")]
+        Watch(super::Watch),
     }
 }
 
@@ -253,6 +259,8 @@ pub enum ErrorCode {
     NoSuchFile = 14,
     /// The guest's file system refused something.
     FileRefused = 15,
+    /// The guest's kernel cannot hold a command to the limits that were asked for.
+    NoLimits = 17,
 }
 
 /// A failure.

@@ -6,10 +6,16 @@ use std::fmt;
 pub const OLDEST: u32 = 1;
 
 /// Newest protocol version that this code speaks.
-pub const NEWEST: u32 = 2;
+pub const NEWEST: u32 = 3;
 
 /// First version with [`Connect`](crate::message::Connect).
 pub const CONNECT: u32 = 2;
+
+/// First version with [`Watch`](crate::message::Watch).
+pub const WATCH: u32 = 3;
+
+/// First version with [`ExecLimits`](crate::message::ExecLimits). An older agent would ignore them.
+pub const EXEC_LIMITS: u32 = 3;
 
 /// The versions that one side speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
