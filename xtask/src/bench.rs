@@ -7,6 +7,7 @@ mod agent;
 mod bare;
 mod boot;
 mod image;
+mod load;
 mod network;
 mod proc;
 mod raw_fork;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 pub(crate) use boot::BenchError;
+pub(crate) use proc::rss_mib;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -37,6 +39,8 @@ enum Subject {
     Network(network::Options),
     /// Images from archives, and machines' own disks.
     Image(image::Options),
+    /// Many sandboxes: real ones by many clients at once, and a thousand without guests.
+    Load(load::Options),
     /// What the engines cost beside the bare programs.
     Vmm(vmm::Options),
 }
@@ -46,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
         Subject::Boot(options) => boot::run(options),
         Subject::Network(options) => network::run(options),
         Subject::Image(options) => Ok(image::run(options)?),
+        Subject::Load(options) => Ok(load::run(options)?),
         Subject::Vmm(options) => vmm::run(options),
     }
 }

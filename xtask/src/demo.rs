@@ -7,9 +7,9 @@ use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use crate::kiln::{Kiln, KilnError};
+use crate::kiln::{self, Kiln, KilnError};
 use crate::setup::{self, Purpose, SetupError};
-use crate::step::{self, StepError};
+use crate::step::StepError;
 use crate::workspace;
 
 /// Why the demonstration failed.
@@ -36,13 +36,7 @@ const HOST_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 pub(crate) fn run() -> Result<ExitCode, DemoError> {
     setup::ensure(Purpose::Demo)?;
-    step::run(&mut step::cargo([
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "kiln-cli",
-    ]))?;
+    kiln::build()?;
     let kiln = Kiln::with_data_dir(workspace::target().join("demo"))?;
     let started = Instant::now();
     let output = guest_output(&kiln)?;

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
 use crate::deadline::wait_readable;
-use crate::step;
+use crate::namespace::Namespace;
+use crate::step::{self, StepError};
 use crate::workspace;
 
 /// Why `kiln` did not do what a chore asked of it.
@@ -42,6 +43,12 @@ pub(crate) enum KilnError {
     },
 }
 
+/// Makes the release build.
+pub(crate) fn build() -> Result<(), StepError> {
+    let build = ["build", "--release", "--locked", "-p", "kiln-cli"];
+    step::run(&mut step::cargo(build))
+}
+
 /// How long the daemon may take to end once it was told to.
 const DAEMON_END: Duration = Duration::from_secs(10);
 
@@ -52,6 +59,8 @@ pub(crate) struct Kiln {
     data_dir: PathBuf,
     /// Short and elsewhere: the path of a Unix socket has room for 107 bytes only.
     runtime_dir: tempfile::TempDir,
+    /// Where its daemon makes networks; without one it makes none.
+    namespace: Option<Namespace>,
     closed: bool,
 }
 
@@ -59,6 +68,10 @@ pub(crate) struct Kiln {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Info {
     pub(crate) daemon_pid: i32,
+    /// Which engine runs guests here; none when nothing can.
+    pub(crate) engine: Option<String>,
+    /// Why that one, or why none.
+    pub(crate) engine_reason: String,
 }
 
 impl Kiln {
@@ -79,8 +92,27 @@ impl Kiln {
             program: workspace::release_kiln(),
             data_dir,
             runtime_dir,
+            namespace: None,
             closed: false,
         })
+    }
+
+    /// With networks, in a namespace of their own.
+    pub(crate) fn networked(mut self, namespace: Namespace) -> Self {
+        self.namespace = Some(namespace);
+        self
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    pub(crate) fn runtime_dir(&self) -> &Path {
+        self.runtime_dir.path()
     }
 
     /// A `kiln` command line.
@@ -89,11 +121,14 @@ impl Kiln {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = Command::new(&self.program);
+        // Chores leave the machine's own network alone.
+        let (mut command, network) = match &self.namespace {
+            Some(namespace) => (namespace.command(&self.program), "default"),
+            None => (Command::new(&self.program), "none"),
+        };
         command
             .args(arguments)
-            // Chores leave the machine's own network alone.
-            .env("KILN_NETWORK", "none")
+            .env("KILN_NETWORK", network)
             .env("KILN_DATA_DIR", &self.data_dir)
             .env("KILN_RUNTIME_DIR", self.runtime_dir.path());
         command

@@ -21,8 +21,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::kiln;
 use crate::setup::{self, Purpose, SetupError};
-use crate::step::{self, StepError};
+use crate::step::StepError;
 use crate::workspace;
 use image::{Artefact, ImageError};
 use kernel::{KernelError, LabKernel};
@@ -82,13 +83,7 @@ pub(crate) enum LabError {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, LabError> {
     if !options.no_build {
-        step::run(&mut step::cargo([
-            "build",
-            "--release",
-            "--locked",
-            "-p",
-            "kiln-cli",
-        ]))?;
+        kiln::build()?;
     }
     let (code, ..) = run_with(options, std::io::stdout(), std::io::stderr())?;
     Ok(ExitCode::from(code))

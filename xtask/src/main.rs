@@ -14,11 +14,14 @@ mod demo;
 mod deps;
 mod kiln;
 mod lab;
+mod namespace;
 mod parity;
 mod qemu;
 mod setup;
+mod soak;
 mod step;
 mod test;
+mod traces;
 mod workspace;
 
 use std::process::ExitCode;
@@ -47,6 +50,8 @@ enum Chore {
     Parity(parity::Options),
     /// Run a command in a QEMU machine with emulated SVM, where KVM and Firecracker work.
     Lab(lab::Options),
+    /// Live long and at random with real guests, VMMs and a daemon that are killed, and watch.
+    Soak(soak::Options),
     /// Measure Kiln against bare engines.
     Bench(bench::Options),
 }
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(boxed),
         Chore::Lab(options) => lab::run(&options).map_err(boxed),
+        Chore::Soak(options) => soak::run(&options).map_err(boxed),
         Chore::Bench(options) => bench::run(&options).map_err(boxed),
     };
     outcome.unwrap_or_else(|error| {

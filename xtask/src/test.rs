@@ -9,18 +9,19 @@ mod tally;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::deps::{self, DepsError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step;
-use crate::{lab, parity, workspace};
+use crate::{kiln, lab, parity, soak, workspace};
 use tally::Tally;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Leave out what boots machines (end-to-end tests, lab) and `cargo deny`.
+    /// Leave out what boots machines (end-to-end tests, lab, soak) and `cargo deny`.
     #[arg(long, conflicts_with = "lab")]
     fast: bool,
     /// Only the lab's scenarios.
@@ -49,6 +50,10 @@ pub(crate) enum TestError {
     },
 }
 
+/// How long a check of a change soaks; an hour of it is a command.
+const SOAK: Duration = Duration::from_secs(120);
+const SOAK_SEED: u64 = 6;
+
 /// The package of the end-to-end scenarios: real machines, so one at a time.
 const SYSTEM_TESTS: &str = "e2e";
 
@@ -69,6 +74,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, TestError> {
         session.skip("lab and cargo deny: left out by --fast");
     } else {
         session.lab();
+        if !options.lab {
+            session.soak();
+        }
     }
     Ok(session.close())
 }
@@ -99,8 +107,7 @@ impl Session {
 
     /// System tests and lab use the binary as it is released; a debug build would measure itself.
     fn release(&mut self) {
-        let build = ["build", "--release", "--locked", "-p", "kiln-cli"];
-        self.check(step::run(&mut step::cargo(build)));
+        self.check(kiln::build());
     }
 
     fn static_checks(&mut self) {
@@ -213,6 +220,20 @@ impl Session {
                 }
                 Err(error) => self.check(Err::<(), _>(error)),
             }
+        }
+    }
+
+    /// Two minutes of it; the same ones each time, so that a change is what makes a difference.
+    fn soak(&mut self) {
+        eprintln!("+ soak");
+        match soak::soak(SOAK, SOAK_SEED) {
+            Ok(soak::Verdict::Held { untried }) => {
+                self.tally.pass();
+                untried.iter().for_each(|what| self.skip(what));
+            }
+            Ok(soak::Verdict::Skipped(why)) => self.skip(&format!("soak: {why}")),
+            Ok(soak::Verdict::Failed(how)) => self.tally.fail(format!("soak: {how}")),
+            Err(error) => self.check(Err::<(), _>(error)),
         }
     }
 

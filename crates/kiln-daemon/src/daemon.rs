@@ -141,17 +141,37 @@ impl Daemon {
             None => None,
         };
         let host = Host::open(config.host).await.map_err(OpenError::Host)?;
+        let mut daemon = Self::listen(host, signals, config.drain, lock).await?;
+        daemon.remote = remote;
+        daemon.idle_exit = config.idle_exit;
+        Ok(daemon)
+    }
+
+    /// As [`Daemon::open`], for a host that somebody has opened: on the socket alone, until it is
+    /// asked to end.
+    ///
+    /// # Errors
+    /// When the socket cannot be published.
+    pub async fn of(host: Host, drain: Duration, lock: &DaemonLock) -> Result<Self, OpenError> {
+        let signals = Signals::catch().map_err(OpenError::Signals)?;
+        Self::listen(host, signals, drain, lock).await
+    }
+
+    async fn listen(
+        host: Host,
+        signals: Signals,
+        drain: Duration,
+        lock: &DaemonLock,
+    ) -> Result<Self, OpenError> {
         let socket = Socket::bind(&lock.socket).await?;
         tracing::info!(socket = %lock.socket.display(), pid = std::process::id(), "listening");
-        let (idle_exit, drain) = (config.idle_exit, config.drain);
-        let lifetime = Lifetime::new();
         Ok(Self {
             host,
-            lifetime,
+            lifetime: Lifetime::new(),
             signals,
             socket,
-            remote,
-            idle_exit,
+            remote: None,
+            idle_exit: None,
             drain,
         })
     }

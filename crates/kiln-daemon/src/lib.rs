@@ -5,6 +5,7 @@
 //! they run on when it ends, and the next one adopts them.
 
 mod daemon;
+pub mod descriptors;
 mod http;
 mod lifetime;
 mod lock;

@@ -95,14 +95,17 @@ impl HostNetwork {
     /// The first [`NetlinkError`].
     pub fn withdraw(&self) -> Result<(), NetlinkError> {
         let mut nft = self.shared().nft();
-        for rule in nft.rules_with(self.identity().tag())? {
+        for rule in nft.rules_with(self.identity().tag(), &self.shared().base.table)? {
             nft.withdraw(&rule)?;
         }
         Ok(())
     }
 
     fn opened(&self) -> Result<Vec<Door>, NetlinkError> {
-        let rules = self.shared().nft().rules_with(self.identity().tag())?;
+        let rules = self
+            .shared()
+            .nft()
+            .rules_with(self.identity().tag(), &self.shared().base.table)?;
         let door = |rule: crate::nft::Guest| Door {
             family: rule.family,
             table: rule.table,

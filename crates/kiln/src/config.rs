@@ -104,6 +104,9 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorCode::InvalidConfig, message).with_hint("choose another directory")
 }
 
+/// The store, in the data directory.
+pub(crate) const DATABASE: &str = "kiln.db";
+
 /// Every path of a host, in one place.
 #[derive(Clone, Debug)]
 pub(crate) struct Directories {
@@ -127,7 +130,7 @@ impl Directories {
         self.data.join("lock")
     }
     pub(crate) fn database(&self) -> PathBuf {
-        self.data.join("kiln.db")
+        self.data.join(DATABASE)
     }
     pub(crate) fn images(&self) -> PathBuf {
         self.data.join("images")

@@ -24,7 +24,7 @@ pub(crate) struct Engines {
     releases: Releases,
     chosen: Mutex<HashMap<EnginePreference, Chosen>>,
     /// Instead of what the host has.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "scripted"))]
     only: Option<Arc<dyn Engine>>,
 }
 
@@ -50,13 +50,13 @@ impl Engines {
             options,
             releases: Releases::new(config, directories),
             chosen: Mutex::default(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "scripted"))]
             only: None,
         }
     }
 
     /// Just this engine, whatever is asked for.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "scripted"))]
     pub(crate) fn only(engine: Arc<dyn Engine>, config: &HostConfig) -> Self {
         let chosen = Chosen {
             engine: Arc::clone(&engine),
@@ -179,7 +179,7 @@ impl Engines {
         &self,
         record: &MachineRecord,
     ) -> Result<Arc<dyn Machine>, AdoptError> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "scripted"))]
         if let Some(engine) = &self.only {
             return engine.adopt(record).await.map(Arc::from);
         }

@@ -29,6 +29,8 @@ mod orphans;
 mod process;
 mod recover;
 mod sandbox;
+#[cfg(any(test, feature = "scripted"))]
+pub mod scripted;
 mod snapshot;
 mod store;
 mod usage;

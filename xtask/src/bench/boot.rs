@@ -15,7 +15,7 @@ use super::round_trip;
 use super::stats::Samples;
 use super::timings::Timings;
 use super::transfer::{self, TransferError};
-use crate::kiln::{Kiln, KilnError};
+use crate::kiln::{self, Kiln, KilnError};
 use crate::setup::{self, Purpose, SetupError};
 use crate::step::{self, StepError};
 use crate::workspace;
@@ -73,6 +73,8 @@ pub(crate) enum BenchError {
     RawFork(#[from] RawForkError),
     #[error(transparent)]
     Image(#[from] super::image::ImageBenchError),
+    #[error(transparent)]
+    Load(#[from] super::load::LoadError),
 }
 
 /// Raw forks for each exec: both sides see the same load of the machine.
@@ -80,13 +82,7 @@ const RAW_FORKS: u32 = 3;
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode, BenchError> {
     setup::ensure(Purpose::Bench)?;
-    step::run(&mut step::cargo([
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "kiln-cli",
-    ]))?;
+    kiln::build()?;
     let kiln = Kiln::with_data_dir(workspace::target().join("bench"))?;
     let mut report = Report::default();
     finished(&mut kiln.command(["run", "--", "true"]))?;

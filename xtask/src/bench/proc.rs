@@ -4,7 +4,7 @@ use std::io;
 
 /// Resident memory in MiB from the text of a `smaps_rollup`. `VmRSS` in `status` is an estimate
 /// that was seen to be off by far in guests.
-pub(super) fn rss_mib(smaps_rollup: &str) -> Option<f64> {
+pub(crate) fn rss_mib(smaps_rollup: &str) -> Option<f64> {
     status_mib(smaps_rollup, "Rss:")
 }
 

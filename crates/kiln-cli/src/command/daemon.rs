@@ -186,6 +186,7 @@ fn be_the_daemon(args: &DaemonArgs, place: &Place) -> Result<u8, Failure> {
         kiln_daemon::log::to_stderr();
     }
     kiln_daemon::memory::keep_little();
+    kiln_daemon::descriptors::allow_all();
     let runtime = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

@@ -12,6 +12,7 @@ use crate::ruleset::Rule;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
 const DELETE_RULE: u16 = 8;
+const GET_TABLE: u16 = 1;
 const ANY_FAMILY: u8 = 0;
 
 /// A rule of ours in somebody's chain.
@@ -24,11 +25,24 @@ pub(crate) struct Guest {
 }
 
 impl Nft {
-    /// All rules, in any chain, whose comment is `comment`.
-    pub(crate) fn rules_with(&mut self, comment: &str) -> Result<Vec<Guest>, NetlinkError> {
+    /// All rules in tables other than `own` whose comment is `comment`. Ours holds rules for each
+    /// sandbox, and the kernel begins a long list anew for each part of it that it sends: asked for
+    /// all tables at once, 1,000 sandboxes took 18 ms.
+    pub(crate) fn rules_with(
+        &mut self,
+        comment: &str,
+        own: &str,
+    ) -> Result<Vec<Guest>, NetlinkError> {
+        let mut tables = Vec::new();
+        let batch = dump("list tables", GET_TABLE, ANY_FAMILY, |_| {});
+        self.ask(batch, |payload| tables.extend(place(payload)))?;
         let mut rules = Vec::new();
-        let batch = dump("list rules", GET_RULE, ANY_FAMILY, |_| {});
-        self.ask(batch, |payload| rules.extend(guest(payload, comment)))?;
+        for (family, table) in tables.into_iter().filter(|(_, table)| table != own) {
+            let batch = dump("list rules", GET_RULE, family, |a| {
+                a.text(1, &table);
+            });
+            self.ask(batch, |payload| rules.extend(guest(payload, comment)))?;
+        }
         Ok(rules)
     }
 
@@ -71,6 +85,11 @@ impl Nft {
         end(&mut batch);
         self.socket.execute(batch)
     }
+}
+
+/// Family and name of a table.
+fn place(payload: &[u8]) -> Option<(u8, String)> {
+    Some((*payload.first()?, text(attribute(payload, 1)?)))
 }
 
 fn guest(payload: &[u8], comment: &str) -> Option<Guest> {

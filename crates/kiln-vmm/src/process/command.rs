@@ -5,15 +5,14 @@
 )]
 
 use std::ffi::{CString, OsString};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, RawDir, Uid, openat};
-use rustix::io::{FdFlags, fcntl_setfd, write};
+use rustix::fs::{Gid, Uid};
+use rustix::io::write;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open,
@@ -24,6 +23,7 @@ use rustix::thread::{
     set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
+use super::descriptors::{keep_only, usual_limit};
 use super::identify;
 use crate::ProcessIdentity;
 
@@ -190,6 +190,7 @@ impl Surroundings {
             maximum: Some(0),
         };
         setrlimit(Resource::Core, none)?;
+        usual_limit()?;
         if !self.binds.is_empty() {
             // SAFETY: this process is about to execute another program; it shares no file system
             // state with anyone.
@@ -211,44 +212,6 @@ impl Surroundings {
         }
         Ok(())
     }
-}
-
-/// Marks every descriptor but the standard ones and `kept` to be closed by the exec.
-///
-/// Marked, not closed: the standard library still reports a failed exec through one of them.
-fn keep_only(kept: &[RawFd]) -> std::io::Result<()> {
-    let directory = openat(
-        CWD,
-        c"/proc/self/fd",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let mut buffer = [MaybeUninit::<u8>::uninit(); 2048];
-    let mut entries = RawDir::new(&directory, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        // `.` and `..` are no numbers.
-        let Some(number) = parse_fd(entry.file_name().to_bytes()) else {
-            continue;
-        };
-        if number <= 2 {
-            continue;
-        }
-        let flags = if kept.contains(&number) {
-            FdFlags::empty()
-        } else {
-            FdFlags::CLOEXEC
-        };
-        // SAFETY: the kernel has just listed this number, and nothing else runs in this process
-        // that could close it.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        fcntl_setfd(fd, flags)?;
-    }
-    Ok(())
-}
-
-fn parse_fd(name: &[u8]) -> Option<RawFd> {
-    std::str::from_utf8(name).ok()?.parse().ok()
 }
 
 /// A process that was just started and is nobody's yet: dropped, it is killed and reaped.

@@ -5,6 +5,7 @@
 //! checked against the kernel before a pidfd of a recorded process is trusted.
 
 mod command;
+mod descriptors;
 mod identity;
 
 use std::io::ErrorKind;

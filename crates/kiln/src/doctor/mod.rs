@@ -12,6 +12,7 @@ mod facts;
 mod material;
 mod network;
 mod places;
+mod store;
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +120,7 @@ async fn examine(facts: &Facts) -> Vec<Check> {
     let mut checks = engines::checks(facts).await;
     checks.extend(material::checks(facts));
     checks.extend(places::checks(facts));
+    checks.extend(store::checks(facts));
     checks.extend(network::checks(facts));
     checks.extend(boundary::checks(facts));
     checks.extend(capacity::checks(facts));

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::activity::Activity;
+use super::info::unprotected;
 use super::timeouts::{Due, until_due};
 use super::{SandboxInfo, SandboxState, SandboxUpdate};
 use crate::error::{Error, ErrorCode};
@@ -99,6 +100,8 @@ pub(crate) struct View {
     pub(crate) machine: Option<Arc<dyn Machine>>,
     pub(crate) network: Option<Attachment>,
     pub(crate) activity: Activity,
+    /// What did not hold around its machine when that came up.
+    pub(crate) unprotected: Arc<[String]>,
     /// It is gone: the last that is seen of it.
     pub(crate) removed: bool,
 }
@@ -116,6 +119,7 @@ pub(crate) struct Live {
     pub(crate) link: GuestLink,
     pub(crate) network: Option<Attachment>,
     link_events: broadcast::Receiver<GuestEvent>,
+    unprotected: Arc<[String]>,
     /// Let go of with the machine.
     _volumes: VolumeClaims,
 }
@@ -128,11 +132,13 @@ impl Live {
         volumes: VolumeClaims,
     ) -> Self {
         let link_events = link.events();
+        let unprotected = unprotected(machine.as_ref()).into();
         Self {
             machine,
             link,
             network,
             link_events,
+            unprotected,
             _volumes: volumes,
         }
     }
@@ -165,6 +171,9 @@ fn view_of(row: &SandboxRow, live: Option<&Live>, activity: &Activity) -> View {
         machine: live.map(|live| Arc::clone(&live.machine)),
         network: live.and_then(|live| live.network.clone()),
         activity: activity.clone(),
+        unprotected: live
+            .map(|live| Arc::clone(&live.unprotected))
+            .unwrap_or_default(),
         removed: false,
     }
 }

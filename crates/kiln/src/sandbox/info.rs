@@ -3,6 +3,7 @@
 use kiln_vmm::{EngineKind, Machine};
 use serde::{Deserialize, Serialize};
 
+use super::driver::View;
 use super::labels::Labels;
 use super::restart::RestartPolicy;
 use super::state::SandboxState;
@@ -100,16 +101,30 @@ impl From<&SandboxRow> for SandboxInfo {
 }
 
 impl SandboxInfo {
-    /// With what the kernel tells of the machine that runs it.
+    /// With what the kernel tells now of the machine that runs it.
     pub(crate) fn of(row: &SandboxRow, machine: Option<&dyn Machine>) -> Self {
-        let confinement = machine.and_then(|machine| machine.confinement().ok());
-        let breaches = confinement.map(|confinement| confinement.breaches());
-        let words = breaches.iter().flatten().map(ToString::to_string).collect();
         Self {
-            unprotected: words,
+            unprotected: machine.map(unprotected).unwrap_or_default(),
             ..Self::from(row)
         }
     }
+}
+
+impl From<&View> for SandboxInfo {
+    /// With what the kernel told of its machine when that came up: to ask takes a dozen files of
+    /// each, and a list is of many.
+    fn from(view: &View) -> Self {
+        Self {
+            unprotected: view.unprotected.to_vec(),
+            ..Self::from(view.row.as_ref())
+        }
+    }
+}
+
+/// Protections around a machine that do not hold, in words.
+pub(super) fn unprotected(machine: &dyn Machine) -> Vec<String> {
+    let breaches = machine.confinement().map(|it| it.breaches());
+    breaches.iter().flatten().map(ToString::to_string).collect()
 }
 
 /// How long the parts of a start took, in µs.

@@ -230,7 +230,7 @@ impl Host {
         });
         Ok(views
             .iter()
-            .map(|view| SandboxInfo::of(&view.row, view.machine.as_deref()))
+            .map(SandboxInfo::from)
             .filter(|sandbox| filters.iter().all(|filter| filter.fits(sandbox)))
             .collect())
     }

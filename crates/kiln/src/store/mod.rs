@@ -3,6 +3,7 @@
 //! Writes take a transaction and run on a blocking thread; constraints of the schema, not code,
 //! hold what must be unique. Rooms above see rows as typed values, never SQL.
 
+mod health;
 mod idempotency;
 mod leases;
 mod networks;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub(crate) use health::Health;
 pub(crate) use idempotency::{Created, Idempotency};
 pub(crate) use leases::{Leases, Owner};
 pub(crate) use networks::{NamedNetworks, NetworkRow};

@@ -117,6 +117,11 @@ const SNAPSHOTS: &str = "
     CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot);
 ";
 
+/// The schema of this Kiln.
+pub(super) fn current() -> usize {
+    STEPS.len()
+}
+
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;

@@ -5,6 +5,7 @@ mod hooks;
 mod idempotency;
 mod leftovers;
 mod lifecycle;
+mod many;
 mod restarts;
 mod snapshots;
 mod stage;

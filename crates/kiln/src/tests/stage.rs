@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::engines::Engines;
 use crate::guest::tests::support::agent_program;
 use crate::network::{NetworkMode, NetworkSpec};
-use crate::{Error, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState};
+use crate::{Error, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState, scripted};
 
 /// No test waits longer than this for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("image")).unwrap();
         std::fs::write(dir.path().join("image/hello"), "hello").unwrap();
-        std::fs::write(dir.path().join("vmlinux"), tiny_kernel()).unwrap();
+        std::fs::write(dir.path().join("vmlinux"), scripted::kernel()).unwrap();
         let program = Program {
             path: agent_program().to_owned(),
             args: vec![
@@ -183,26 +183,4 @@ pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work)
         .await
         .expect("too slow")
-}
-
-/// The smallest file that passes as a kernel: an ELF header and one loadable segment.
-fn tiny_kernel() -> Vec<u8> {
-    const EHDR: usize = 64;
-    const PHDR: usize = 56;
-    let machine: u16 = if cfg!(target_arch = "aarch64") {
-        183
-    } else {
-        62
-    };
-    let mut file = vec![0; EHDR + PHDR];
-    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    file[16..18].copy_from_slice(&2_u16.to_le_bytes());
-    file[18..20].copy_from_slice(&machine.to_le_bytes());
-    file[32..40].copy_from_slice(&(EHDR as u64).to_le_bytes());
-    file[54..56].copy_from_slice(&(PHDR as u16).to_le_bytes());
-    file[56..58].copy_from_slice(&1_u16.to_le_bytes());
-    file[EHDR..EHDR + 4].copy_from_slice(&1_u32.to_le_bytes());
-    let size = (EHDR + PHDR) as u64;
-    file[EHDR + 32..EHDR + 40].copy_from_slice(&size.to_le_bytes());
-    file
 }
