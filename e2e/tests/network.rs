@@ -17,8 +17,8 @@ use lab::{
 use rustix::process::Signal;
 
 #[test]
-fn a_sandbox_reaches_the_internet_and_nothing_else_unless_told() {
-    let Some(lab) = Lab::new("a_sandbox_reaches_the_internet_and_nothing_else_unless_told") else {
+fn b3_5_names_resolve_and_the_internet_is_all_that_is_reached() {
+    let Some(lab) = Lab::new("b3_5_names_resolve") else {
         return;
     };
     let stage = lab.stage();

@@ -9,7 +9,7 @@ use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::config::{Directories, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+use crate::config::{Directories, HOOK_TIMEOUT, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, Events};
@@ -121,7 +121,7 @@ impl Host {
         own: Vec<Arc<dyn Hook>>,
     ) -> Result<Self, Error> {
         let mut hooks = match &config.hooks_dir {
-            Some(dir) => hooks::in_directory(dir)?,
+            Some(dir) => hooks::in_directory(dir, config.hook_timeout.unwrap_or(HOOK_TIMEOUT))?,
             None => Vec::new(),
         };
         hooks.extend(own);
@@ -131,7 +131,7 @@ impl Host {
         let store = Store::open(&directories.database())?;
         let shared = Arc::new(Shared {
             engines,
-            materials: Materials::open(&directories)?,
+            materials: Materials::open(&config, &directories)?,
             volumes: Volumes::open(directories.volumes())?,
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),

@@ -37,7 +37,7 @@ mod volumes;
 mod tests;
 
 pub use base_images::EnsureBaseImage;
-pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+pub use config::{HOOK_TIMEOUT, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};

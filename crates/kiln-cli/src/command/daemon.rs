@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::shared::is_not_running;
 use crate::{
     Failure, Output,
-    place::Place,
+    place::{Place, PlaceError, absolute},
     start::{Daemon, Readiness, error_line},
 };
 
@@ -91,6 +91,34 @@ pub(crate) struct DaemonArgs {
         hide_env_values = true
     )]
     seccomp_filters: Option<std::path::PathBuf>,
+    /// Give each executable hook so long [default: 10]
+    #[arg(long, value_name = "SECONDS", env = "KILN_HOOK_TIMEOUT", hide_env_values = true,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    hook_timeout: Option<u64>,
+    /// Keep base images here [default: base-images in the data directory]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KILN_BASE_IMAGES",
+        hide_env_values = true
+    )]
+    base_images: Option<std::path::PathBuf>,
+    /// Keep so many base images; the one used longest ago goes first [default: 2]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "KILN_MAX_BASE_IMAGES",
+        hide_env_values = true
+    )]
+    max_base_images: Option<usize>,
+    /// What the base image `hosted` means: a manifest by its URL or path
+    #[arg(
+        long,
+        value_name = "URL|FILE",
+        env = "KILN_BASE_IMAGE_MANIFEST",
+        hide_env_values = true
+    )]
+    base_image_manifest: Option<String>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -168,9 +196,17 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
     host.hooks_dir = Some(hooks_dir(place));
+    host.hook_timeout = args.hook_timeout.map(Duration::from_secs);
     host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
     host.firecracker_releases = args.firecracker_releases.clone();
     host.seccomp_filters = args.seccomp_filters.clone();
+    host.base_images_dir = args.base_images.as_deref().map(absolute).transpose()?;
+    host.max_base_images = args.max_base_images;
+    host.base_image_manifest = args
+        .base_image_manifest
+        .as_deref()
+        .map(manifest)
+        .transpose()?;
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,
@@ -184,6 +220,14 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     }
     server.serve().await?;
     Ok(0)
+}
+
+/// A URL, or a path that means the same to a daemon with another working directory.
+fn manifest(place: &str) -> Result<String, PlaceError> {
+    if place.contains("://") {
+        return Ok(place.to_owned());
+    }
+    Ok(absolute(place.as_ref())?.to_string_lossy().into_owned())
 }
 
 /// All of it or nothing: the arguments require each other.

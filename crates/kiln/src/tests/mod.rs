@@ -5,6 +5,7 @@ mod hooks;
 mod idempotency;
 mod leftovers;
 mod lifecycle;
+mod places;
 mod restarts;
 mod stage;
 mod timeouts;

@@ -64,6 +64,16 @@ impl Stage {
         self
     }
 
+    /// As [`Stage::reopened`], by an owner who wants something else.
+    pub(super) async fn reopened_as(mut self, change: impl FnOnce(&mut HostConfig)) -> Self {
+        let host = self.host.take().unwrap();
+        within(host.close()).await;
+        let mut config = config(self.dir.path());
+        change(&mut config);
+        self.host = Some(open_as(config, &self.engine).await);
+        self
+    }
+
     pub(super) fn pid(&self, key: &str) -> u32 {
         let views = self.host().shared.views();
         let view = views.iter().find(|view| view.row.id == key).unwrap();
@@ -167,12 +177,18 @@ impl Drop for Stage {
     }
 }
 
-async fn open(dir: &Path, engine: &FakeEngine) -> Host {
-    let config = HostConfig::new(dir.join("data"), dir.join("run"));
-    let config = HostConfig {
+fn config(dir: &Path) -> HostConfig {
+    HostConfig {
         hooks_dir: Some(dir.join("hooks")),
-        ..config
-    };
+        ..HostConfig::new(dir.join("data"), dir.join("run"))
+    }
+}
+
+async fn open(dir: &Path, engine: &FakeEngine) -> Host {
+    open_as(config(dir), engine).await
+}
+
+async fn open_as(config: HostConfig, engine: &FakeEngine) -> Host {
     let engines = Engines::only(Arc::new(engine.clone()), &config);
     within(Box::pin(Host::open_with(config, engines, Vec::new())))
         .await

@@ -98,7 +98,7 @@ async fn operations_wait_for_the_next_connection() {
 }
 
 #[tokio::test]
-async fn another_link_takes_the_sessions_over() {
+async fn b3_3_another_link_takes_the_sessions_over_by_their_ids() {
     let (agent, link) = connected(&[]).await;
     let wanted = ExecSpec {
         stdin: true,
