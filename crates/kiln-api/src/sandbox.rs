@@ -60,6 +60,10 @@ pub struct CreateSandbox {
     pub hostname: Option<String>,
     /// Go on without protections around the VMM that cannot be had; see [`Sandbox::unprotected`].
     pub allow_insecure_vmm: bool,
+    /// Protections around the VMM that it is to run without, at every start: in the way of a debugger,
+    /// or of a host that has no such thing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Protection>,
     /// Its network; the host's default when unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRequest>,
@@ -163,6 +167,31 @@ impl WaitFor {
             Self::Stopped => "stopped",
             Self::Running => "running",
             Self::Removed => "removed",
+        }
+    }
+}
+
+/// A protection around a VMM that its owner may do without. All others hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// System calls are filtered.
+    Seccomp,
+    /// It sees no process but its own.
+    PidNamespace,
+    /// A control group limits it.
+    Cgroup,
+}
+
+impl Protection {
+    /// As users write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Seccomp => "seccomp",
+            Self::PidNamespace => "pid-namespace",
+            Self::Cgroup => "cgroup",
         }
     }
 }
@@ -321,6 +350,9 @@ pub struct Sandbox {
     /// Protections around its VMM that do not hold, in words; empty when all do, or nothing runs.
     #[serde(default)]
     pub unprotected: Vec<String>,
+    /// Protections that its owner wants it to run without, at every start.
+    #[serde(default)]
+    pub without: Vec<Protection>,
     /// How long its last start took.
     #[serde(default)]
     pub timings: Option<Timings>,

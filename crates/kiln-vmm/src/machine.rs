@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
-use crate::jail::{Confinement, JailRecord, JailSpec};
+use crate::jail::{Confinement, JailRecord, JailSpec, Protection};
 use crate::metrics::Metrics;
 use crate::nic::Nic;
 use crate::options::{
@@ -157,6 +157,9 @@ pub struct MachineShape {
     pub memory_file: Option<PathBuf>,
     /// Whether differences to its last snapshot are known.
     pub tracks_dirty_pages: bool,
+    /// Protections that it runs without, as its owner wanted.
+    #[serde(default)]
+    pub without: Vec<Protection>,
 }
 
 impl MachineShape {
@@ -186,6 +189,7 @@ impl MachineShape {
             kernel: Some(spec.boot.kernel.clone()).filter(|path| !path.as_os_str().is_empty()),
             memory_file: spec.options.memory_file.clone(),
             tracks_dirty_pages: spec.options.track_dirty_pages,
+            without: spec.options.without.clone(),
         }
     }
 }

@@ -29,6 +29,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiE
         volumes: request.volumes.into_iter().map(volume_mount).collect(),
         ephemeral: false,
         allow_insecure_vmm: request.allow_insecure_vmm,
+        without: request.without.into_iter().map(protection).collect(),
         network: request
             .network
             .map_or(default.network, super::networks::spec),
@@ -78,6 +79,22 @@ pub(super) fn wait_for(what: kiln_api::WaitFor) -> kiln::WaitFor {
         kiln_api::WaitFor::Stopped => kiln::WaitFor::Stopped,
         kiln_api::WaitFor::Running => kiln::WaitFor::Running,
         kiln_api::WaitFor::Removed => kiln::WaitFor::Removed,
+    }
+}
+
+fn protection(protection: kiln_api::Protection) -> kiln::Protection {
+    match protection {
+        kiln_api::Protection::Seccomp => kiln::Protection::Seccomp,
+        kiln_api::Protection::PidNamespace => kiln::Protection::PidNamespace,
+        kiln_api::Protection::Cgroup => kiln::Protection::Cgroup,
+    }
+}
+
+fn waived(protection: kiln::Protection) -> kiln_api::Protection {
+    match protection {
+        kiln::Protection::Seccomp => kiln_api::Protection::Seccomp,
+        kiln::Protection::PidNamespace => kiln_api::Protection::PidNamespace,
+        kiln::Protection::Cgroup => kiln_api::Protection::Cgroup,
     }
 }
 
@@ -169,6 +186,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         pid: info.pid,
         warnings: info.warnings,
         unprotected: info.unprotected,
+        without: info.without.into_iter().map(waived).collect(),
         timings: info.timings.map(timings),
         labels: info.labels,
         project: info.project,

@@ -1,5 +1,6 @@
 //! What can be told of a sandbox.
 
+use kiln_vmm::jail::Protection;
 use kiln_vmm::{EngineKind, Machine};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct SandboxInfo {
     /// Protections that a confined VMM has and this one lacks, in words, as the kernel tells them
     /// now; empty when all hold, or nothing runs.
     pub unprotected: Vec<String>,
+    /// Protections that its owner wants it to run without, at every start.
+    pub without: Vec<Protection>,
     /// How long its last start took.
     pub timings: Option<Timings>,
     /// Words of its owner's.
@@ -82,6 +85,7 @@ impl From<&SandboxRow> for SandboxInfo {
             pid: row.machine.as_ref().map(|machine| machine.process.pid),
             warnings: row.warnings.clone(),
             unprotected: Vec::new(),
+            without: row.spec.without.clone(),
             timings: row.timings,
             labels: row.spec.labels.clone(),
             project: row.spec.project.clone(),

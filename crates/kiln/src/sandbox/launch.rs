@@ -241,6 +241,7 @@ fn machine_spec(
         allow_insecure: row.spec.allow_insecure_vmm,
         options: kiln_vmm::MachineOptions {
             user_network: network.user.clone(),
+            without: row.spec.without.clone(),
             ..kiln_vmm::MachineOptions::default()
         },
         console_log: shared.directories.console(&row.id),
