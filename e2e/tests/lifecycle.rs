@@ -158,3 +158,41 @@ fn b1_10_protections_are_left_out_one_by_one_and_that_is_remembered_and_shown() 
     stage.kiln(&["rm", "-f", &whole]).expect_code(0);
     stage.assert_nothing_left();
 }
+
+#[test]
+fn a_main_command_that_fails_runs_again_also_after_the_daemon_was_killed() {
+    let stage = Stage::new();
+    // Each run says so, and fails when it is told to.
+    let script = "echo run >> /root/runs; while ! [ -e /root/fail ]; do sleep 0.1; done
+        rm /root/fail; exit 9";
+    let args = ["run", "-d", "--name", "web", "--restart", "on-failure:5"];
+    let main = ["--", "sh", "-c", script];
+    stage.kiln(&[&args[..], &main].concat()).expect_code(0);
+    let pid = inspect(&stage, "web")["pid"].clone();
+    let fail = || {
+        let touch = ["exec", "web", "--", "touch", "/root/fail"];
+        stage.kiln(&touch).expect_code(0);
+    };
+    let runs = || {
+        let count = ["exec", "web", "--", "sh", "-c", "wc -l < /root/runs"];
+        let text = stage.kiln(&count).text();
+        text.trim().parse::<usize>().unwrap_or_default()
+    };
+    eventually("it runs", || runs() == 1);
+    fail();
+    eventually("it runs again", || runs() == 2);
+    let told = inspect(&stage, "web");
+    assert_eq!(told["restarts"], 1);
+    assert_eq!(told["main_exit"], serde_json::json!({"code": 9}));
+    stage.kill_daemon();
+    // The next daemon comes with this command, and hears of what failed.
+    fail();
+    eventually("it runs once more", || runs() == 3);
+    let told = inspect(&stage, "web");
+    assert_eq!(told["restarts"], 2);
+    assert_eq!(told["pid"], pid, "the machine is the same");
+    stage.kiln(&["stop", "web"]).expect_code(0);
+    assert_eq!(inspect(&stage, "web")["state"], "stopped");
+    stage.kiln(&["rm", "web"]).expect_code(0);
+    stage.assert_nothing_left();
+}

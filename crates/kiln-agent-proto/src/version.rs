@@ -6,10 +6,13 @@ use std::fmt;
 pub const OLDEST: u32 = 1;
 
 /// Newest protocol version that this code speaks.
-pub const NEWEST: u32 = 2;
+pub const NEWEST: u32 = 4;
 
 /// First version with [`Connect`](crate::message::Connect).
 pub const CONNECT: u32 = 2;
+
+/// First version with [`Wait`](crate::message::Wait).
+pub const WAIT: u32 = 4;
 
 /// The versions that one side speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

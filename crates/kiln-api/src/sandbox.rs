@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{ExecRequest, NetworkRequest, PullPolicy, VolumeMount};
+use crate::{ExecRequest, ExitStatus, NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +81,8 @@ pub struct CreateSandbox {
     pub idle_timeout_ms: Option<u64>,
     /// Remove it when it stops, for whatever reason.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself: `no`, `on-failure`,
-    /// `on-failure:3`, `always`.
+    /// Whether it is started again when its machine ends by itself, and its main command when that
+    /// ends: `no`, `on-failure`, `on-failure:3`, `always`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<String>,
     /// What runs in it from every start on; nothing when unset.
@@ -374,7 +374,7 @@ pub struct Sandbox {
     /// Whether it goes when it stops.
     #[serde(default)]
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine or its main command ends by itself.
     #[serde(default)]
     pub restart: String,
     /// How often that happened.
@@ -383,6 +383,9 @@ pub struct Sandbox {
     /// Session of its main command.
     #[serde(default)]
     pub main_session: Option<u64>,
+    /// How its main command ended, the last time that it did since the sandbox came up.
+    #[serde(default)]
+    pub main_exit: Option<ExitStatus>,
 }
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.

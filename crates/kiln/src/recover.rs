@@ -145,6 +145,7 @@ fn settle(row: &mut SandboxRow) {
     row.machine = None;
     row.expires_at_ms = None;
     row.main_session = None;
+    row.main_exit = None;
     row.wants_running &= row.spec.restart != RestartPolicy::No;
     if let Some(reason) = reason {
         row.reason = Some(reason.to_owned());

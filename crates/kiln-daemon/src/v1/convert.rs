@@ -197,6 +197,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         restart: info.restart.to_string(),
         restarts: info.restarts,
         main_session: info.main_session,
+        main_exit: info.main_exit.map(exit_status),
     }
 }
 

@@ -14,6 +14,7 @@ mod meet;
 mod port;
 mod session;
 mod unread;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub(crate) use error::{GuestError, Refusal};
 pub use files::{TreeDownload, TreeUpload};
 pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
+pub(crate) use wait::SessionEnd;
 
 use crate::exec::{ExecSpec, SessionInfo};
 use crate::process::Completed;
@@ -491,6 +493,7 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
         attached: entry.attached,
         exit: entry.exit.map(session::exit),
         age: Duration::from_millis(entry.age_ms),
+        main: entry.main,
     }
 }
 

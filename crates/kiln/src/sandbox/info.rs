@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::labels::Labels;
 use super::restart::RestartPolicy;
 use super::state::SandboxState;
+use crate::exec::ExecExit;
 use crate::store::SandboxRow;
 
 /// A sandbox as its owner sees it.
@@ -59,12 +60,14 @@ pub struct SandboxInfo {
     pub idle_timeout_ms: Option<u64>,
     /// Whether it goes when it stops.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine or its main command ends by itself.
     pub restart: RestartPolicy,
-    /// How often that happened.
+    /// How often that happened, to its machine or to its main command.
     pub restarts: u32,
     /// Number of the session of its main command, when that was started with it.
     pub main_session: Option<u64>,
+    /// How its main command ended, the last time that it did since the sandbox came up.
+    pub main_exit: Option<ExecExit>,
 }
 
 impl From<&SandboxRow> for SandboxInfo {
@@ -96,6 +99,7 @@ impl From<&SandboxRow> for SandboxInfo {
             restart: row.spec.restart,
             restarts: row.restarts,
             main_session: row.main_session,
+            main_exit: row.main_exit,
         }
     }
 }

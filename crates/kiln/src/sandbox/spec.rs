@@ -87,7 +87,8 @@ pub struct SandboxSpec {
     pub idle_timeout_ms: Option<u64>,
     /// Remove it when it stops, for whatever reason.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine ends by itself, and its main command when that
+    /// ends.
     pub restart: RestartPolicy,
     /// What runs in it from every start on; nothing when unset.
     pub command: Option<MainCommand>,

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 use super::networks::is_reference;
+use crate::exec::ExecExit;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
 /// A multi-step operation that was begun and must be finished or undone.
@@ -60,10 +61,14 @@ pub(crate) struct SandboxRow {
     pub(crate) expires_at_ms: Option<u64>,
     /// Restarts by its policy, in all.
     pub(crate) restarts: u32,
+    /// Of these, how many in a row, none of which ran for long.
+    pub(crate) restart_streak: u32,
     /// Whether it is meant to run: what a restart policy goes by when the daemon opens.
     pub(crate) wants_running: bool,
     /// Session of its main command.
     pub(crate) main_session: Option<u64>,
+    /// How its main command ended last.
+    pub(crate) main_exit: Option<ExecExit>,
 }
 
 impl SandboxRow {
@@ -86,8 +91,10 @@ impl SandboxRow {
             started_at_ms: None,
             expires_at_ms: None,
             restarts: 0,
+            restart_streak: 0,
             wants_running: false,
             main_session: None,
+            main_exit: None,
         }
     }
 }
@@ -100,10 +107,11 @@ impl Sandboxes<'_> {
     pub(crate) fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
                        machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config,
-                       expires_at_ms, restarts, wants_running, main_session)
+                       expires_at_ms, restarts, wants_running, main_session, restart_streak, main_exit)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
                        :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
-                       :image_config, :expires_at_ms, :restarts, :wants_running, :main_session)";
+                       :image_config, :expires_at_ms, :restarts, :wants_running, :main_session,
+                       :restart_streak, :main_exit)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -115,7 +123,8 @@ impl Sandboxes<'_> {
                        timings = :timings, created_at_ms = :created_at_ms,
                        started_at_ms = :started_at_ms, image_config = :image_config,
                        expires_at_ms = :expires_at_ms, restarts = :restarts,
-                       wants_running = :wants_running, main_session = :main_session
+                       wants_running = :wants_running, main_session = :main_session,
+                       restart_streak = :restart_streak, main_exit = :main_exit
                    WHERE id = :id";
         self.bind(sql, row).map_err(name_taken)
     }
@@ -171,6 +180,8 @@ impl Sandboxes<'_> {
             ":restarts": row.restarts,
             ":wants_running": row.wants_running,
             ":main_session": row.main_session,
+            ":restart_streak": row.restart_streak,
+            ":main_exit": row.main_exit.as_ref().map(json).transpose()?,
         })?;
         Ok(())
     }
@@ -216,6 +227,8 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         restarts: row.get("restarts")?,
         wants_running: row.get("wants_running")?,
         main_session: row.get("main_session")?,
+        restart_streak: row.get("restart_streak")?,
+        main_exit: optional(row.get("main_exit")?)?,
     })
 }
 
@@ -265,6 +278,8 @@ mod tests {
             restarts: 2,
             wants_running: true,
             main_session: Some(1),
+            restart_streak: 1,
+            main_exit: Some(ExecExit::Code(3)),
         }
     }
 

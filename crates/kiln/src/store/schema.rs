@@ -36,6 +36,7 @@ const STEPS: &[&str] = &[
     NETWORKS,
     NAMED_NETWORKS,
     LIFECYCLE,
+    MAIN_COMMAND,
 ];
 
 /// Who has which slot of the address pool; and one row while there may be something of this data
@@ -99,6 +100,12 @@ const LIFECYCLE: &str = "
         request TEXT NOT NULL,
         sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE
     ) STRICT;
+";
+
+/// What a restart policy goes by that follows the main command too.
+const MAIN_COMMAND: &str = "
+    ALTER TABLE sandboxes ADD COLUMN restart_streak INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sandboxes ADD COLUMN main_exit TEXT;
 ";
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
@@ -213,6 +220,7 @@ mod tests {
             assert_eq!(row.state, crate::SandboxState::Stopped);
             assert_eq!((row.restarts, row.wants_running), (0, false));
             assert_eq!((row.expires_at_ms, row.spec.timeout_ms), (None, None));
+            assert_eq!((row.restart_streak, row.main_exit), (0, None));
             let uids: u32 = tx
                 .query_row("SELECT count(*) FROM uid_leases", [], |row| row.get(0))
                 .expect("leases");

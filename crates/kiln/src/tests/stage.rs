@@ -64,6 +64,15 @@ impl Stage {
         self
     }
 
+    /// As [`Stage::reopened_when`], with something that takes its time.
+    pub(super) async fn reopened_when_async(mut self, meanwhile: impl AsyncFnOnce(&Self)) -> Self {
+        let host = self.host.take().unwrap();
+        within(host.close()).await;
+        meanwhile(&self).await;
+        self.host = Some(open(self.dir.path(), &self.engine).await);
+        self
+    }
+
     /// As [`Stage::reopened`], by an owner who wants something else.
     pub(super) async fn reopened_as(mut self, change: impl FnOnce(&mut HostConfig)) -> Self {
         let host = self.host.take().unwrap();
