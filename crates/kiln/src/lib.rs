@@ -12,7 +12,6 @@ mod engines;
 mod error;
 mod events;
 mod exec;
-mod failpoint;
 mod files;
 mod firecracker;
 mod gc;
@@ -57,6 +56,7 @@ pub use kiln_image::Volume;
 pub use kiln_image::bundle::{
     BaseFile, BaseImage, Ensured as EnsuredBaseImage, Preset as BasePreset,
 };
+pub(crate) use kiln_image::failpoint;
 pub use kiln_image::kernel::KernelBundle;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
