@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kiln_image::kernel::KernelBundle;
+use kiln_vmm::jail::cgroup::remove_empty_parent;
 use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
@@ -21,6 +22,7 @@ use crate::metrics::Counters;
 use crate::network::Networks;
 use crate::recover;
 use crate::sandbox::SandboxState;
+use crate::sandbox::confine::cgroup_parent;
 use crate::sandbox::driver::{Command, DriverHandle, View};
 use crate::sandbox::turns::{Turn, Turns};
 use crate::store::{SandboxRow, Store};
@@ -239,6 +241,7 @@ impl Host {
             while view.changed().await.is_ok() {}
         }
         self.shared.networks.close().await;
+        remove_empty_parent(&cgroup_parent(&self.shared.config.data_dir));
     }
 
     /// Asks the driver of a sandbox.

@@ -9,6 +9,7 @@ use kiln_vmm::{AdoptError, MachineRecord, MachineState};
 use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
+use crate::gc;
 use crate::host::Shared;
 use crate::network;
 use crate::orphans;
@@ -36,7 +37,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     ] {
         sweep_unknown(&dir, &known)?;
     }
-    Ok(())
+    gc::sweep_machines(shared).await
 }
 
 /// Returns its id if its machine was adopted.

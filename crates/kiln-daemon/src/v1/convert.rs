@@ -356,14 +356,8 @@ pub(super) fn kernel(kernel: kiln::KernelBundle) -> kiln_api::Kernel {
 }
 
 pub(super) fn leftover(leftover: kiln::Leftover) -> kiln_api::Leftover {
-    let kind = match leftover.kind {
-        kiln::LeftoverKind::Sandbox => "sandbox",
-        kiln::LeftoverKind::Machine => "machine",
-        kiln::LeftoverKind::Jail => "jail",
-        kiln::LeftoverKind::HalfMade => "half_made",
-    };
     kiln_api::Leftover {
-        kind: kind.to_owned(),
+        kind: leftover.kind.as_str().to_owned(),
         path: leftover.path.display().to_string(),
         bytes: leftover.bytes,
         removed: leftover.removed,

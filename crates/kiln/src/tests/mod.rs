@@ -6,6 +6,7 @@ mod idempotency;
 mod leftovers;
 mod lifecycle;
 mod places;
+mod reboots;
 mod restarts;
 mod stage;
 mod timeouts;
