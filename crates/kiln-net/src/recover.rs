@@ -8,8 +8,8 @@ use crate::link::{AddressInfo, LinkInfo, Links, Route, RouteInfo, RuleSpec, Step
 use crate::netlink::NetlinkError;
 use crate::nft::KeyAndData;
 use crate::ruleset::base::{
-    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
-    SOURCES, VERIFIED,
+    APPROVED, CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT,
+    SHARED, SOURCES, VERIFIED,
 };
 use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject, chain_name};
 use crate::ruleset::{Change, Data, Element, Field, TableFamily, bridge, interface_key};
@@ -17,8 +17,8 @@ use crate::subnet::{Cidr, InterfaceName};
 use crate::wireguard;
 
 /// Sets and maps whose keys begin with an interface.
-const BY_INTERFACE: [&str; 9] = [
-    SOURCES, EVERYWHERE, INTERNET, CUSTOM, MARKS, VERIFIED, PINNED, PINNED_OUT, SHARED,
+const BY_INTERFACE: [&str; 10] = [
+    SOURCES, EVERYWHERE, INTERNET, CUSTOM, MARKS, APPROVED, VERIFIED, PINNED, PINNED_OUT, SHARED,
 ];
 const PUBLICATIONS: [&str; 2] = [PUBLISHED, PUBLISHED_AT];
 const NAME_LEN: usize = Field::InputInterface.len();
@@ -36,8 +36,8 @@ pub struct Swept {
 
 impl HostNetwork {
     /// Remove what this data directory has on the host, but for the networks with these
-    /// interfaces: of sandboxes, bridges, TAPs of bridges' members and managed tunnels. Call it after everything that is alive was adopted, and not while a network is
-    /// being created.
+    /// interfaces: of sandboxes, bridges, TAPs of bridges' members and managed tunnels. Call it
+    /// after everything that is alive was adopted, and not while a network is being created.
     ///
     /// # Errors
     /// The first [`NetlinkError`].

@@ -136,6 +136,29 @@ fn a6_4_members_get_addresses_reach_the_internet_and_not_each_other() {
 }
 
 #[test]
+fn another_networks_members_are_reached_by_no_policy() {
+    if !privileged("bridge_from_elsewhere") {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(mut lan) = bridge(&lab, "bridge_from_elsewhere", bridge_spec("{}", false)) else {
+        return;
+    };
+    let (member, _) = join(&lab, &mut lan, member("one", &["8080:80"]));
+    let _inside = server::tcp(&member.inside, member.facts.address, 80);
+    let network = lab.network(1, r#"{"allowed_cidrs":["172.30.0.0/24"]}"#);
+    let sandbox = lab.guest(&network);
+    sandbox.run(|| {
+        assert_eq!(probe::tcp(at(member.facts.address, 80)), None);
+        assert!(!probe::icmp(member.facts.address));
+        assert!(
+            probe::tcp(at(HOST, 8080)).is_some(),
+            "its published port is reached"
+        );
+    });
+}
+
+#[test]
 fn members_reach_each_other_where_that_is_wanted() {
     if !privileged("bridge_lan") {
         return;

@@ -93,7 +93,7 @@ fn published_to_the_neighbour_only_if_its_own_policy_lets_it_out() {
         return;
     }
     let lab = Lab::new();
-    let one = lab.network(1, r#"{"publish":["8080:80"]}"#);
+    let one = lab.network(1, r#"{"publish":["8080:80","5353:53"]}"#);
     let two = lab.network(2, "{}");
     let closed = lab.network(3, r#"{"mode":"deny-all"}"#);
     let guests = [lab.guest(&one), lab.guest(&two), lab.guest(&closed)];
@@ -104,6 +104,10 @@ fn published_to_the_neighbour_only_if_its_own_policy_lets_it_out() {
         "itself, by the front door"
     );
     assert!(guests[2].run(|| probe::tcp(at(HOST, 8080)).is_none()));
+    // What is published of a guest's own port 53 is no question to our resolver.
+    let _dns = server::tcp(&guests[0].inside, guests[0].facts.address, 53);
+    assert!(guests[1].run(|| probe::tcp(at(HOST, 5353)).is_some()));
+    assert!(guests[2].run(|| probe::tcp(at(HOST, 5353)).is_none()));
 }
 
 #[test]

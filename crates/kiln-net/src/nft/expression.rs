@@ -77,9 +77,9 @@ fn load_payload(list: &mut Attributes<'_>, base: u32, offset: u32, len: u32, reg
     });
 }
 
-fn load_ct(list: &mut Attributes<'_>, key: u32) {
+fn load_ct(list: &mut Attributes<'_>, key: u32, register: u32) {
     expression(list, "ct", |a| {
-        a.be32(1, REGISTER).be32(2, key);
+        a.be32(1, register).be32(2, key);
     });
 }
 
@@ -92,7 +92,7 @@ fn compare(list: &mut Attributes<'_>, operator: u32, value: &[u8]) {
 }
 
 /// Compare the bits of `mask` with zero.
-fn has_bits(list: &mut Attributes<'_>, mask: u32) {
+fn bits(list: &mut Attributes<'_>, mask: u32, operator: u32) {
     expression(list, "bitwise", |a| {
         a.be32(1, REGISTER).be32(2, REGISTER).be32(3, 4);
         a.nest(4, |data| {
@@ -102,13 +102,14 @@ fn has_bits(list: &mut Attributes<'_>, mask: u32) {
             data.bytes(1, &[0; 4]);
         });
     });
-    compare(list, DIFFERENT, &[0; 4]);
+    compare(list, operator, &[0; 4]);
 }
 
 fn load(list: &mut Attributes<'_>, field: Field, register: u32) {
     match field {
         Field::InputInterface => load_meta(list, META_INPUT_NAME, register),
         Field::OutputInterface => load_meta(list, META_OUTPUT_NAME, register),
+        Field::FlowMark => load_ct(list, CT_MARK, register),
         Field::EtherType => load_meta(list, META_PROTOCOL, register),
         Field::Protocol => load_meta(list, META_L4_PROTOCOL, register),
         Field::EtherSource => load_payload(list, PAYLOAD_LINK, 6, 6, register),
@@ -166,20 +167,20 @@ fn condition(list: &mut Attributes<'_>, one: &Match) {
             });
         }
         Match::Reply => {
-            load_ct(list, CT_DIRECTION);
+            load_ct(list, CT_DIRECTION, REGISTER);
             compare(list, EQUAL, &[1]);
         }
         Match::Invalid => {
-            load_ct(list, CT_STATE);
-            has_bits(list, CT_STATE_INVALID);
+            load_ct(list, CT_STATE, REGISTER);
+            bits(list, CT_STATE_INVALID, DIFFERENT);
         }
         Match::Redirected => {
-            load_ct(list, CT_STATUS);
-            has_bits(list, CT_STATUS_DNAT);
+            load_ct(list, CT_STATUS, REGISTER);
+            bits(list, CT_STATUS_DNAT, DIFFERENT);
         }
-        Match::FlowMark(mark) => {
-            load_ct(list, CT_MARK);
-            compare(list, EQUAL, &mark.to_ne_bytes());
+        Match::NotRedirected => {
+            load_ct(list, CT_STATUS, REGISTER);
+            bits(list, CT_STATUS_DNAT, EQUAL);
         }
         Match::LocalDestination => {
             expression(list, "fib", |a| {

@@ -18,6 +18,8 @@ pub(crate) const EVERYWHERE: &str = "pol_all";
 pub(crate) const INTERNET: &str = "pol_inet";
 pub(crate) const CUSTOM: &str = "pol_custom";
 pub(crate) const MARKS: &str = "vm_mark";
+/// Sandboxes with rules of their own, and the mark of flows that those have approved.
+pub(crate) const APPROVED: &str = "vm_approved";
 pub(crate) const VERIFIED: &str = "vm_verify";
 pub(crate) const PUBLISHED: &str = "pub";
 pub(crate) const PUBLISHED_AT: &str = "pub_at";
@@ -106,8 +108,8 @@ impl Base {
 
     fn sets(&self) -> Vec<Change> {
         use Field::{
-            DestinationAddress, DestinationPort, InputInterface, OutputInterface, Protocol,
-            SourceAddress,
+            DestinationAddress, DestinationPort, FlowMark, InputInterface, OutputInterface,
+            Protocol, SourceAddress,
         };
         let never = Ranges::of(NEVER.into_iter().chain([self.pool]));
         let doh = Ranges::of(DOH.map(|octets| Cidr::host(octets.into())));
@@ -146,6 +148,7 @@ impl Base {
             Set::new(INTERNET, &[InputInterface], SetKind::Plain),
             Set::new(CUSTOM, &[InputInterface], SetKind::VerdictMap),
             Set::new(MARKS, &[InputInterface], SetKind::MarkMap),
+            Set::new(APPROVED, &[InputInterface, FlowMark], SetKind::Plain),
             Set::new(VERIFIED, &[InputInterface], SetKind::Plain),
             Set::new(PINNED, &[InputInterface], SetKind::Plain),
             Set::new(
@@ -207,7 +210,6 @@ impl Base {
                     Rule::new().drop(),
                 ],
             ),
-            ("hairpin", hairpin()),
             ("input", vec![self.coming_from_us().goto("vm_host")]),
             ("vm_host", self.host()),
         ]
@@ -299,8 +301,7 @@ impl Base {
 
     fn outbound(&self) -> Vec<Rule> {
         let pair = [Field::InputInterface, Field::OutputInterface];
-        let to_us = Rule::new().leaving_by(&self.prefix);
-        let not_to_us = Match::InterfacePrefix {
+        let elsewhere = Match::InterfacePrefix {
             field: Field::OutputInterface,
             prefix: self.prefix.clone(),
             negate: true,
@@ -309,7 +310,7 @@ impl Base {
             // Before replies are accepted: nothing at all goes round the tunnel.
             Rule::new()
                 .in_set(&[Field::InputInterface], PINNED)
-                .when(not_to_us)
+                .when(elsewhere.clone())
                 .not_in_set(&pair, PINNED_OUT)
                 .drop(),
             Rule::new().when(Match::Reply).accept(),
@@ -321,12 +322,15 @@ impl Base {
                 .equal(Field::Protocol, &[UDP])
                 .equal(Field::DestinationPort, &443u16.to_be_bytes())
                 .drop(),
-            to_us.goto("hairpin"),
+            // Another sandbox is reached by its published ports only.
+            self.going_to_us().when(Match::NotRedirected).drop(),
             Rule::new()
+                .when(elsewhere.clone())
                 .in_set(&[Field::Protocol], "transports")
                 .in_set(&[Field::DestinationPort], "dns_ports")
                 .goto("dnsport"),
             Rule::new()
+                .when(elsewhere)
                 .in_set(&[Field::Protocol], "transports")
                 .equal(Field::DestinationPort, &443u16.to_be_bytes())
                 .in_set(&[Field::DestinationAddress], "doh4")
@@ -397,8 +401,9 @@ fn inbound() -> Vec<Rule> {
     ]
 }
 
-/// Plain policies are sets and not entries of the verdict map: adding to a verdict map makes the
-/// kernel walk all of it.
+/// Plain policies are sets and not entries of the verdict map: adding to a verdict map, or a rule
+/// to a chain, makes the kernel walk every rule that can be reached from a base chain, by every
+/// way to it. So one way leads here, and what is the same for all policies is not in their chains.
 fn judge() -> Vec<Rule> {
     vec![
         Rule::new()
@@ -410,6 +415,9 @@ fn judge() -> Vec<Rule> {
             .not_in_set(&[Field::DestinationAddress], "lan4")
             .then(mark())
             .accept(),
+        Rule::new()
+            .in_set(&[Field::InputInterface, Field::FlowMark], APPROVED)
+            .accept(),
         Rule::new().then(Statement::VerdictFrom {
             key: Field::InputInterface,
             map: CUSTOM,
@@ -419,13 +427,6 @@ fn judge() -> Vec<Rule> {
 }
 
 /// From sandbox to sandbox: through a published port only, and only if the policy says so.
-fn hairpin() -> Vec<Rule> {
-    vec![
-        Rule::new().when(Match::Redirected).goto("vm_policy"),
-        Rule::new().drop(),
-    ]
-}
-
 const RAW: i32 = -300;
 const DNAT: i32 = -100;
 const SNAT: i32 = 100;
@@ -459,7 +460,6 @@ fn chains() -> Vec<Change> {
         "vm_out",
         "vm_policy",
         "dnsport",
-        "hairpin",
         "vm_host",
     ];
     chains.extend(plain.map(|name| {

@@ -27,6 +27,7 @@ pub(crate) enum Field {
     Protocol,
     DestinationPort,
     IcmpType,
+    FlowMark,
 }
 
 impl Field {
@@ -34,7 +35,10 @@ impl Field {
         match self {
             Self::InputInterface | Self::OutputInterface => 16,
             Self::EtherSource | Self::ArpSenderMac => 6,
-            Self::SourceAddress | Self::DestinationAddress | Self::ArpSenderAddress => 4,
+            Self::SourceAddress
+            | Self::DestinationAddress
+            | Self::ArpSenderAddress
+            | Self::FlowMark => 4,
             Self::EtherType | Self::DestinationPort => 2,
             Self::Protocol | Self::IcmpType => 1,
         }
@@ -55,6 +59,7 @@ impl Field {
             Self::Protocol => 12,
             Self::DestinationPort => 13,
             Self::IcmpType => 14,
+            Self::FlowMark => 19,
         }
     }
 
@@ -96,8 +101,8 @@ pub(crate) enum Match {
     Invalid,
     /// The flow was redirected by one of our maps.
     Redirected,
-    /// The flow carries this mark.
-    FlowMark(u32),
+    /// It was not.
+    NotRedirected,
     /// The destination is an address of this host.
     LocalDestination,
 }

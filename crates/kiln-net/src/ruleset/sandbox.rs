@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::base::{
-    CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT, SHARED,
-    SOURCES, VERIFIED,
+    APPROVED, CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT,
+    SHARED, SOURCES, VERIFIED,
 };
 use super::{
     Chain, Change, Data, Element, Field, Match, Rule, Set, SetKind, Statement, Verdict,
@@ -181,14 +181,15 @@ impl Entry {
             Egress::Everywhere => self.elements.push((EVERYWHERE, Element::key(key))),
             Egress::Clauses(clauses) => {
                 let name = subject.chain();
-                let mut rules = vec![Rule::new().when(Match::FlowMark(subject.mark())).accept()];
+                let approved = [key.clone(), subject.mark().to_ne_bytes().to_vec()].concat();
+                self.elements.push((APPROVED, Element::key(approved)));
+                let mut rules = Vec::new();
                 for (index, clause) in clauses.iter().enumerate() {
                     rules.extend(self.clause(subject, index, clause, grants));
                 }
-                rules.push(Rule::new().drop());
-                // A jump, never a goto: a packet that is under way while the policy is exchanged
-                // can meet the new chain while it is still empty for that packet. It must fall back
-                // to the `drop` after the map, not off the end of the base chain, which accepts.
+                // A jump, never a goto: what no rule allows falls back to the `drop` after the map,
+                // not off the end of the base chain, which accepts. So does a packet that is under
+                // way while the policy is exchanged, for which the new chain is still empty.
                 let jump = Data::Verdict(Verdict::Jump(name.clone()));
                 self.chain = Some((name, rules));
                 self.elements.push((CUSTOM, Element::map(key, jump)));

@@ -215,8 +215,6 @@ impl Machine {
             other => panic!("{other} in a policy"),
         };
         match condition {
-            // A new flow carries no mark.
-            Match::FlowMark(_) => false,
             Match::Equal {
                 field: f,
                 value,

@@ -144,6 +144,7 @@ impl fmt::Display for Field {
         f.write_str(match self {
             Self::InputInterface => "iifname",
             Self::OutputInterface => "oifname",
+            Self::FlowMark => "ct mark",
             Self::EtherType => "meta protocol",
             Self::EtherSource => "ether saddr",
             Self::ArpSenderMac => "arp saddr ether",
@@ -197,7 +198,7 @@ impl fmt::Display for Match {
             Self::Reply => f.write_str("ct direction reply"),
             Self::Invalid => f.write_str("ct state invalid"),
             Self::Redirected => f.write_str("ct status dnat"),
-            Self::FlowMark(mark) => write!(f, "ct mark {mark:#x}"),
+            Self::NotRedirected => f.write_str("ct status != dnat"),
             Self::LocalDestination => f.write_str("fib daddr type local"),
         }
     }
