@@ -64,7 +64,7 @@ pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
-pub use kiln_vmm::jail::{NoProtection, Protection};
+pub use kiln_vmm::jail::Protection;
 pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use metrics::HostMetrics;

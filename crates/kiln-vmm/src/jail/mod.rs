@@ -22,7 +22,7 @@ pub(crate) use self::cgroup::{Cgroup, Hierarchy};
 pub use self::confinement::{Breach, Confinement};
 pub(crate) use self::confinement::{Filtered, Promise};
 pub(crate) use self::files::{Access, give_to};
-pub use self::protection::{NoProtection, Protection};
+pub use self::protection::Protection;
 use crate::MachineSpec;
 use crate::error::{JailError, SpawnError};
 use crate::process::end_strays;
