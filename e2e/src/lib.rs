@@ -242,7 +242,11 @@ impl Stage {
             .filter(|(_, line)| !line.contains("daemon"))
             .collect();
         assert!(machines.is_empty(), "processes are left: {machines:?}");
-        for dir in [self.data.join("sandboxes"), self.runtime().join("vm")] {
+        for dir in [
+            self.data.join("sandboxes"),
+            self.data.join("snapshots"),
+            self.runtime().join("vm"),
+        ] {
             assert_eq!(
                 names_in(&dir),
                 Vec::<String>::new(),

@@ -60,6 +60,16 @@ const RESTART: &[(&str, &str)] = &[
     ("start.booted", "error"),
     ("start.published", "running"),
 ];
+const SNAPSHOT: &[&str] = &[
+    "snapshot.intended",
+    "snapshot.paused",
+    "snapshot.memory",
+    "snapshot.disk",
+    "snapshot.resumed",
+    "snapshot.sealed",
+    "snapshot.published",
+];
+const REMOVE_SNAPSHOT: &[&str] = &["snapshot.removing", "snapshot.deleted"];
 
 /// A stage whose daemons die at a step, and a sandbox that has to survive all of it.
 struct Scene {
@@ -422,4 +432,72 @@ fn b2_6_a_daemon_that_dies_at_any_step_of_a_networks_life_leaves_it_whole_or_gon
     }
     stage.kiln(&["rm", "-f", "witness"]).expect_code(0);
     lab.assert_host_is_clean(stage);
+}
+
+#[test]
+fn b6_1_a_daemon_that_dies_at_any_step_of_a_snapshot_leaves_none_and_its_source_goes_on() {
+    let Some(scene) = Scene::new("b6_1_snapshot") else {
+        return;
+    };
+    let snapshots = |point: &str| {
+        let told = scene.stage.kiln(&["snapshot", "ls", "--json"]);
+        let listed = told.expect_code(0).json().as_array().unwrap().len();
+        let files = fs::read_dir(scene.stage.data().join("snapshots")).unwrap();
+        assert_eq!(files.count(), listed, "{point}");
+        listed
+    };
+    for point in SNAPSHOT {
+        let create = ["snapshot", "create", "witness", "--name", "victim"];
+        scene.die_at(point, &create);
+        // Only what was whole is one, and nothing is in the way of another.
+        let whole = usize::from(*point == "snapshot.published");
+        assert_eq!(snapshots(point), whole, "{point}");
+        assert_eq!(
+            row(&scene.stage, "witness").unwrap()["state"],
+            "running",
+            "{point}"
+        );
+        scene.check(point);
+    }
+    for point in REMOVE_SNAPSHOT {
+        if snapshots(point) == 0 {
+            let create = ["snapshot", "create", "witness", "--name", "victim"];
+            scene.stage.kiln(&create).expect_code(0);
+        }
+        scene.die_at(point, &["snapshot", "rm", "victim"]);
+        assert_eq!(snapshots(point), 0, "{point}");
+        scene.check(point);
+    }
+    // One that was on its way up begins from it again.
+    scene
+        .stage
+        .kiln(&["snapshot", "create", "witness", "--name", "golden"])
+        .expect_code(0);
+    let create = ["create", "--snapshot", "golden", "--name", "victim"];
+    scene.stage.kiln(&create).expect_code(0);
+    for point in [
+        "start.prepared",
+        "start.recorded",
+        "start.booted",
+        "start.ready",
+    ] {
+        scene.die_at(point, &["start", "victim"]);
+        assert_eq!(
+            row(&scene.stage, "victim").unwrap()["state"],
+            "error",
+            "{point}"
+        );
+        scene.check(point);
+    }
+    scene.stage.kiln(&["start", "victim"]).expect_code(0);
+    scene
+        .stage
+        .kiln(&["exec", "victim", "--", "true"])
+        .expect_code(0);
+    scene.stage.kiln(&["rm", "-f", "victim"]).expect_code(0);
+    scene
+        .stage
+        .kiln(&["snapshot", "rm", "golden"])
+        .expect_code(0);
+    scene.end();
 }

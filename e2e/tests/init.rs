@@ -78,6 +78,14 @@ fn an_image_brings_its_own_init_and_the_agent_lives_beside_it() {
     assert_eq!(ran.text(), "init\n0\n-1000\nlooked\n");
     // It was asked to end just now, and more than once.
     assert_eq!(exec("echo here").expect_code(0).text(), "here\n");
+    // Without a disk, too, it goes on from a snapshot, init and all.
+    let create = ["snapshot", "create", &id, "--name", "golden"];
+    stage.kiln(&create).expect_code(0);
+    let look = "read -r name < /proc/sys/kernel/hostname; cat /proc/1/comm /run/began; echo $name";
+    let run = ["run", "--snapshot", "golden", "--hostname", "clone"];
+    let run = stage.kiln(&[&run[..], &["--", "sh", "-c", look]].concat());
+    assert_eq!(run.expect_code(0).text(), "init\nbegan\nclone\n");
+    stage.kiln(&["snapshot", "rm", "golden"]).expect_code(0);
     stage.kiln(&["stop", "--time", "60", &id]).expect_code(0);
     let said = stage.kiln(&["logs", &id]).expect_code(0).text();
     assert!(said.contains("the init says goodbye"), "{said}");

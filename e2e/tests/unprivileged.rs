@@ -148,3 +148,42 @@ fn own_address() -> std::net::IpAddr {
     socket.connect("192.0.2.1:9").unwrap();
     socket.local_addr().unwrap().ip()
 }
+
+#[test]
+fn b6_1_without_root_guests_are_captured_and_go_on() {
+    let Some(someone) = Someone::new("b6_1_without_root") else {
+        return;
+    };
+    let has_passt = Command::new("passt").arg("--version").output().is_ok();
+    let networks = if has_passt {
+        vec!["none", "user"]
+    } else {
+        skip("b6_1, a user-mode network", "there is no passt");
+        vec!["none"]
+    };
+    for network in networks {
+        let network = format!("--network={network}");
+        let detached = ["run", "--detach", "--name=source", &network];
+        let words = [&detached[..], &SMALL, &["--", "sleep", "1000"]].concat();
+        someone.kiln(&words).expect_code(0);
+        let write = ["exec", "source", "--", "sh", "-c", "echo kept > /root/kept"];
+        someone.kiln(&write).expect_code(0);
+        let create = ["snapshot", "create", "source", "--name=golden"];
+        someone.kiln(&create).expect_code(0);
+        let run = [
+            "run",
+            "--snapshot=golden",
+            &network,
+            "--",
+            "cat",
+            "/root/kept",
+        ];
+        assert_eq!(
+            someone.kiln(&run).expect_code(0).text(),
+            "kept\n",
+            "{network}"
+        );
+        someone.kiln(&["rm", "-f", "source"]).expect_code(0);
+        someone.kiln(&["snapshot", "rm", "golden"]).expect_code(0);
+    }
+}

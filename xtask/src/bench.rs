@@ -11,6 +11,7 @@ mod network;
 mod proc;
 mod raw_fork;
 mod report;
+mod round_trip;
 mod stats;
 mod timings;
 mod transfer;

@@ -99,6 +99,11 @@ impl Kiln {
         command
     }
 
+    /// Where its daemon listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.runtime_dir.path().join("kiln.sock")
+    }
+
     /// Runs one of our commands to its end and returns its standard output.
     pub(crate) fn output(&self, command: &mut Command) -> Result<Vec<u8>, KilnError> {
         let output = command.output().map_err(|source| KilnError::Spawn {

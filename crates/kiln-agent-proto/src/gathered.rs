@@ -1,7 +1,8 @@
-//! A stream whose small writes are gathered until they are flushed.
+//! A stream whose small writes are gathered until they are flushed, and whose small reads are
+//! served from what was read ahead.
 //!
-//! The multiplexer writes a frame's header and body one after the other. On a virtio port each
-//! write is a buffer, a notification of the host, and a wake-up at the other end.
+//! The multiplexer writes and reads a frame's header and body one after the other. On a virtio port
+//! each write is a buffer, a notification of the host, and a wake-up at the other end.
 
 use std::io;
 use std::pin::Pin;
@@ -13,22 +14,40 @@ use futures_util::io::{AsyncRead, AsyncWrite};
 /// takes at once.
 const LIMIT: usize = 32 * 1024;
 
-/// Gathers what is written; reads pass.
+/// So much is read ahead at most: the small frames that a command begins and ends with.
+const AHEAD: usize = 1024;
+
+/// Gathers what is written, and reads ahead.
 #[derive(Debug)]
 pub struct Gathered<S> {
     stream: S,
     pending: Vec<u8>,
     written: usize,
+    /// What was read and not asked for yet.
+    ahead: Box<[u8; AHEAD]>,
+    ahead_from: usize,
+    ahead_to: usize,
 }
 
 impl<S> Gathered<S> {
-    /// Gathers what is written to `stream`.
+    /// Gathers what is written to `stream`, and reads ahead of who reads from it.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
             pending: Vec::new(),
             written: 0,
+            ahead: Box::new([0; AHEAD]),
+            ahead_from: 0,
+            ahead_to: 0,
         }
+    }
+
+    fn take_ahead(&mut self, buffer: &mut [u8]) -> usize {
+        let there = &self.ahead[self.ahead_from..self.ahead_to];
+        let n = there.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&there[..n]);
+        self.ahead_from += n;
+        n
     }
 }
 
@@ -53,7 +72,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        if self.ahead_from == self.ahead_to {
+            if buffer.len() >= AHEAD {
+                return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            }
+            let Self { stream, ahead, .. } = &mut *self;
+            let n = ready!(Pin::new(stream).poll_read(cx, &mut ahead[..]))?;
+            (self.ahead_from, self.ahead_to) = (0, n);
+        }
+        Poll::Ready(Ok(self.take_ahead(buffer)))
     }
 }
 
@@ -86,7 +113,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 mod tests {
     use super::*;
     use futures_util::FutureExt as _;
-    use futures_util::io::AsyncWriteExt as _;
+    use futures_util::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use proptest::prelude::*;
 
     /// Takes at most so many bytes at a time, and counts the times.
@@ -138,7 +165,68 @@ mod tests {
         assert_eq!(stream.stream.taken, b"headerbody");
     }
 
+    /// Gives at most so many bytes at a time, and counts the times.
+    struct Spring {
+        at_once: usize,
+        bytes: Vec<u8>,
+        reads: usize,
+    }
+
+    impl AsyncRead for Spring {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let n = buffer.len().min(self.at_once).min(self.bytes.len());
+            buffer[..n].copy_from_slice(&self.bytes[..n]);
+            self.bytes.drain(..n);
+            self.reads += 1;
+            Poll::Ready(Ok(n))
+        }
+    }
+
+    fn spring(at_once: usize, bytes: &[u8]) -> Gathered<Spring> {
+        Gathered::new(Spring {
+            at_once,
+            bytes: bytes.to_vec(),
+            reads: 0,
+        })
+    }
+
+    #[test]
+    fn a_header_and_its_body_are_one_read() {
+        let mut stream = spring(usize::MAX, b"headerbody");
+        let (mut header, mut body) = ([0; 6], [0; 4]);
+        let frame = async {
+            stream.read_exact(&mut header).await.unwrap();
+            stream.read_exact(&mut body).await.unwrap();
+        };
+        frame.now_or_never().unwrap();
+        assert_eq!((&header, &body), (b"header", b"body"));
+        assert_eq!(stream.stream.reads, 1);
+    }
+
     proptest! {
+        #[test]
+        fn everything_is_read_in_order(
+            len in 0usize..10_000,
+            at_once in 1usize..5_000,
+            sizes in prop::collection::vec(1usize..3_000, 1..8),
+        ) {
+            let all: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let mut stream = spring(at_once, &all);
+            let mut read = Vec::new();
+            for size in sizes.into_iter().cycle() {
+                let mut buffer = vec![0; size];
+                match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {
+                    0 => break,
+                    n => read.extend_from_slice(&buffer[..n]),
+                }
+            }
+            prop_assert_eq!(read, all);
+        }
+
         #[test]
         fn everything_arrives_in_order_and_little_is_held(
             pieces in prop::collection::vec((0usize..50_000, any::<u8>()), 0..8),

@@ -4,6 +4,7 @@
 //! Where there are none (a kernel without cgroup2), the agent falls back to sessions and process
 //! groups; see [`crate::session::Session::kill`].
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,33 +28,47 @@ impl Cgroups {
         let path = self.0.join(format!("kiln-session-{session}"));
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(Cgroup(path)),
+            _ => Ok(Cgroup {
+                directory: RefCell::new(Some(open(&path)?)),
+                path,
+            }),
         }
     }
 }
 
 /// The group of one session.
 #[derive(Debug)]
-pub(crate) struct Cgroup(PathBuf);
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    /// Opened ahead, for the first who is born in it.
+    directory: RefCell<Option<OwnedFd>>,
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
 
 impl Cgroup {
     /// Its directory, for a process to be born in it.
     pub(crate) fn directory(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.0, flags, Mode::empty())?)
+        match self.directory.take() {
+            Some(directory) => Ok(directory),
+            None => open(&self.path),
+        }
     }
 
     /// Kills everything in it.
     pub(crate) fn kill(&self) -> io::Result<()> {
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .open(self.0.join("cgroup.kill"))?;
+            .open(self.path.join("cgroup.kill"))?;
         io::Write::write_all(&mut file, b"1")
     }
 
     /// Removes it; `false` while something runs in it.
     pub(crate) fn remove(&self) -> bool {
-        match fs::remove_dir(&self.0) {
+        match fs::remove_dir(&self.path) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(()) => true,
         }

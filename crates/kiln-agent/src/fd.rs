@@ -34,12 +34,23 @@ impl Fd {
         }
     }
 
-    /// Reads what is there, without waiting; `None` when nothing is.
-    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match read(&self.0, buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            result => result.map(Some),
+    /// Does `work` when there is something to be read, and again as long as it would block.
+    /// Cancel-safe.
+    pub(crate) async fn when_readable<T>(
+        &self,
+        mut work: impl FnMut(&Self) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            if let Ok(result) = guard.try_io(|_| work(self)) {
+                return result;
+            }
         }
+    }
+
+    /// Reads what is there, without waiting.
+    pub(crate) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        read(&self.0, buffer)
     }
 
     /// How many bytes are there to be read.
@@ -47,8 +58,7 @@ impl Fd {
         rustix::io::ioctl_fionread(&self.0).map_or(0, |n| n as usize)
     }
 
-    /// Waits until a read would not block. Right after [`try_read`](Self::try_read) gave
-    /// `None` it has to be told so.
+    /// Waits until a read would not block.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         loop {
             let mut guard = self.0.readable().await?;

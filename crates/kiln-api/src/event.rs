@@ -13,7 +13,7 @@ pub struct Event {
     /// Its name, if it has one.
     #[serde(default)]
     pub name: Option<String>,
-    /// What happened: `created`, a state that it came to, `updated`, `policy` or `removed`.
+    /// What happened: `created`, a state that it came to, `updated`, `policy`, `snapshot` or `removed`.
     pub kind: String,
     /// Why, if there is something to say.
     #[serde(default)]
@@ -35,7 +35,7 @@ pub struct CollectGarbage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Leftover {
-    /// What it is: `sandbox`, `machine`, `cgroup`, `jail`, `half_made`, `interface` or `rules`.
+    /// What it is: `sandbox`, `machine`, `cgroup`, `jail`, `snapshot`, `half_made`, `interface` or `rules`.
     pub kind: String,
     /// Where it is on the daemon's host.
     pub path: String,

@@ -67,6 +67,10 @@
 //! | `GET /v1/networks/{name}` | | [`NamedNetwork`] |
 //! | `PUT /v1/networks/{name}` | [`NetworkPolicy`] | [`NamedNetwork`]; the policy is replaced whole |
 //! | `DELETE /v1/networks/{name}` | | 204 |
+//! | `POST /v1/sandboxes/{key}/snapshots` | [`CreateSnapshot`] | 201, [`Snapshot`] |
+//! | `GET /v1/snapshots` | | array of [`Snapshot`], newest first |
+//! | `GET /v1/snapshots/{snapshot}` | | [`Snapshot`] |
+//! | `DELETE /v1/snapshots/{snapshot}` | | 204 |
 //! | `POST /v1/shutdown` | | 202 |
 //!
 //! `{key}` is an id, a unique prefix of one, or a name; so is `{image}`, escaped to one segment of
@@ -86,6 +90,7 @@ mod network;
 #[cfg(feature = "openapi")]
 pub mod openapi;
 mod sandbox;
+mod snapshot;
 mod stats;
 pub mod stream;
 mod volume;
@@ -110,6 +115,7 @@ pub use sandbox::{
     CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Protection, Sandbox,
     SandboxState, StopSandbox, Timings, UpdateSandbox, WaitFor,
 };
+pub use snapshot::{AfterSnapshot, CreateSnapshot, Snapshot};
 pub use stats::Stats;
 pub use volume::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 

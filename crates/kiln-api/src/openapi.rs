@@ -75,6 +75,9 @@ use utoipa::OpenApi;
     crate::stream::ServerControl,
     crate::stream::ProgressStep,
     crate::stream::BytesDone,
+    crate::CreateSnapshot,
+    crate::AfterSnapshot,
+    crate::Snapshot,
     crate::VolumeMount,
     crate::CreateVolume,
     crate::ResizeVolume,
@@ -397,6 +400,18 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ),
     stream("/v1/pull", "Pull an image", "PullImage"),
     stream("/v1/import", "Import an image", "ImportImage"),
+    post(
+        "/v1/sandboxes/{key}/snapshots",
+        "Make a snapshot of it",
+        Some("CreateSnapshot"),
+        (201, One("Snapshot")),
+    ),
+    get("/v1/snapshots", "Snapshots, newest first", Many("Snapshot")),
+    get("/v1/snapshots/{snapshot}", "One snapshot", One("Snapshot")),
+    by(
+        "delete",
+        post("/v1/snapshots/{snapshot}", "Remove it", None, (204, Empty)),
+    ),
     get("/v1/volumes", "Volumes", Many("Volume")),
     post(
         "/v1/volumes",

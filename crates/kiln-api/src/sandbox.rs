@@ -23,6 +23,10 @@ pub struct CreateSandbox {
     /// Instead of an image and a kernel: a base image, by preset or id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+    /// Instead of all that it is made of: the snapshot, by id, unique prefix of one or name, from
+    /// which its first start begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// When to ask the registry for the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
@@ -386,6 +390,9 @@ pub struct Sandbox {
     /// How its main command ended, the last time that it did since the sandbox came up.
     #[serde(default)]
     pub main_exit: Option<ExitStatus>,
+    /// Id of the snapshot that its first start began from, or will.
+    #[serde(default)]
+    pub snapshot: Option<String>,
 }
 
 /// How long each phase took, in microseconds; a phase that was not gone through is left out.

@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind,
+};
 use kiln_api::{EnginePreference, ErrorReport};
 
 use crate::{command, failure::FAILED, output::Output};
@@ -28,13 +30,26 @@ pub(crate) struct Cli {
 impl Cli {
     /// Understands what was typed.
     pub(crate) fn parse_words(typed: Vec<OsString>) -> Result<Self, clap::Error> {
-        let mut cli = Self::try_parse_from(&typed)?;
+        // Only the subcommand that was typed is put together. What a refusal or a help says may be
+        // about all of them.
+        let matches = Self::command()
+            .try_get_matches_from(&typed)
+            .or_else(|_| Self::whole_command().try_get_matches_from(&typed))?;
+        let mut cli = Self::from_arg_matches(&matches)
+            .map_err(|error| error.format(&mut Self::whole_command()))?;
         match &mut cli.command {
             Command::Run(args) => args.tell_image_from_command(&typed),
             Command::Create(args) => args.tell_image_from_command(&typed),
             _ => {}
         }
         Ok(cli)
+    }
+
+    /// With the arguments of all subcommands.
+    pub(crate) fn whole_command() -> clap::Command {
+        let mut command = Self::command();
+        command.build();
+        command
     }
 }
 
@@ -89,6 +104,7 @@ impl From<Engine> for EnginePreference {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     Run(Box<command::run::RunArgs>),
     Create(Box<command::create::CreateArgs>),
@@ -121,6 +137,7 @@ pub(crate) enum Command {
     Pull(command::image::PullArgs),
     Image(command::image::ImageArgs),
     Volume(command::volume::VolumeArgs),
+    Snapshot(command::snapshot::SnapshotArgs),
     Network(command::network::NetworkArgs),
     Kernel(command::kernel::KernelArgs),
     Port(command::port::PortArgs),

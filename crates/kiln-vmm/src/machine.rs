@@ -1,6 +1,6 @@
 //! The words of the seam: what a machine is made of and what can be asked of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use crate::nic::Nic;
 use crate::options::{
     BalloonState, DiskChange, DiskOptions, HotplugState, MachineOptions, NicChange,
 };
-use crate::snapshot::{DiskFacts, Manifest, NicFacts, Restore, SnapshotTarget};
+use crate::snapshot::{DiskFacts, HostFacts, Manifest, NicFacts, Restore, SnapshotTarget};
 
 /// Which program runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,6 +155,9 @@ pub struct MachineShape {
     pub kernel: Option<PathBuf>,
     /// The file that is its memory, where there is one.
     pub memory_file: Option<PathBuf>,
+    /// The VMM's descriptor of the file without a name that is its memory, where there is one.
+    #[serde(default)]
+    pub memory_fd: Option<i32>,
     /// Whether differences to its last snapshot are known.
     pub tracks_dirty_pages: bool,
     /// Protections that it runs without, as its owner wanted.
@@ -188,6 +191,7 @@ impl MachineShape {
                 .collect(),
             kernel: Some(spec.boot.kernel.clone()).filter(|path| !path.as_os_str().is_empty()),
             memory_file: spec.options.memory_file.clone(),
+            memory_fd: None,
             tracks_dirty_pages: spec.options.track_dirty_pages,
             without: spec.options.without.clone(),
         }
@@ -289,6 +293,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
 
     /// What it can do on this host.
     fn capabilities(&self) -> &Capabilities;
+
+    /// What its snapshots depend on: they fit where these facts do.
+    fn host_facts(&self) -> &HostFacts;
+
+    /// Lets go of what is kept of a snapshot that is about to be removed. Machines that run from it
+    /// keep what they have.
+    fn forget_snapshot(&self, dir: &Path);
 
     /// Validates `spec` whole and starts the VMM process. The guest does not run yet: write
     /// [`Machine::record`] down, then call [`Machine::boot`].

@@ -33,6 +33,9 @@ pub struct MachineOptions {
     /// Prepares for template snapshots on engines where memory has to be a file for that: this
     /// file, of the guest's size. It is the snapshot's memory afterwards.
     pub memory_file: Option<PathBuf>,
+    /// Keeps memory where full snapshots can be made of it, on engines where that is not always so:
+    /// in a file without a name, which goes with the machine.
+    pub shared_memory: bool,
     /// An interface without a TAP: another program has the other end, a Unix stream socket with
     /// whole packets in QEMU's framing.
     pub user_network: Option<UserNetwork>,

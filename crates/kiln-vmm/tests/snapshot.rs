@@ -514,3 +514,37 @@ async fn a4_8_a_template_of_qemu_becomes_several_machines() {
     let after = std::fs::read(bench.snapshot("template").join("memory")).unwrap();
     assert!(memory == after, "a clone has written to the template");
 }
+
+/// QEMU: memory without a name is copied, and its machine goes on. Memory that is a snapshot's is not.
+#[tokio::test]
+async fn a4_8_memory_without_a_name_becomes_a_full_snapshot() {
+    let Some(bench) = qemu("a4_8_memory_without_a_name_becomes_a_full_snapshot").await else {
+        return;
+    };
+    let mut spec = bench.spec("source", Then::Tick);
+    spec.options.shared_memory = true;
+    let source = bench.booted(&spec).await;
+    source.pause().await.unwrap();
+    let unsupported = async |machine: &Owned, kind| {
+        let target = SnapshotTarget {
+            dir: bench.snapshot("refused"),
+            kind,
+        };
+        let refused = machine.snapshot(&target).await.unwrap_err();
+        assert!(matches!(refused, MachineError::Snapshot(_)), "{refused}");
+        assert!(!target.dir.exists());
+    };
+    unsupported(&source, SnapshotKind::Template).await;
+    let full = bench.make(&source, "full", SnapshotKind::Full).await;
+    assert_eq!(full.memory.bytes, 64 << 20);
+    source.resume().await.unwrap();
+    runs(&source).await;
+
+    let clone = bench.clone_of("clone", &bench.snapshot("full"));
+    let clone = bench.restored(&clone).await;
+    runs(&clone).await;
+    clone.pause().await.unwrap();
+    unsupported(&clone, SnapshotKind::Full).await;
+    close(&clone).await;
+    close(&source).await;
+}

@@ -203,6 +203,16 @@ impl Directories {
     pub(crate) fn console(&self, id: &str) -> PathBuf {
         self.sandbox(id).join("console.log")
     }
+    /// Memory, state and disks of every snapshot, a directory each.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
+    pub(crate) fn snapshot(&self, id: &str) -> PathBuf {
+        self.snapshots().join(id)
+    }
+    pub(crate) fn snapshot_disk(&self, id: &str) -> PathBuf {
+        self.snapshot(id).join("scratch.ext4")
+    }
     /// Sockets and FIFOs of every machine, a directory each; short, because socket paths are.
     pub(crate) fn machines(&self) -> PathBuf {
         self.runtime.join("vm")
@@ -218,6 +228,7 @@ impl Directories {
             self.runtime.clone(),
             self.cache(),
             self.sandboxes(),
+            self.snapshots(),
             self.machines(),
             self.jails(),
         ] {

@@ -4,7 +4,7 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_image::Progress;
@@ -165,6 +165,13 @@ impl Engines {
             "Firecracker: {wanted} is fetched when a sandbox first needs it"
         ));
         chosen
+    }
+
+    /// Has every engine that was used let go of a snapshot.
+    pub(crate) async fn forget_snapshot(&self, dir: &Path) {
+        for chosen in self.chosen.lock().await.values() {
+            chosen.engine.forget_snapshot(dir);
+        }
     }
 
     /// Takes over a machine that an earlier owner started. Nothing is probed: it runs.

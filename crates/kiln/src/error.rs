@@ -47,6 +47,18 @@ pub enum ErrorCode {
     VolumeInUse,
     /// The volume cannot be made, checked or grown.
     VolumeFailed,
+    /// No snapshot has this id or name.
+    SnapshotNotFound,
+    /// Sandboxes run from the snapshot's memory, or will.
+    SnapshotInUse,
+    /// A snapshot cannot hold what the sandbox has, or the engine cannot do that.
+    SnapshotUnsupported,
+    /// The snapshot was made on another engine, processor or version.
+    SnapshotMismatch,
+    /// The snapshot's files are not what was written.
+    SnapshotDamaged,
+    /// The snapshot could not be made or copied.
+    SnapshotFailed,
     /// It cannot be found out which base image is meant.
     BaseImageResolveFailed,
     /// The manifest of a base image cannot be had.
@@ -146,6 +158,12 @@ impl ErrorCode {
             Self::VolumeNotFound => "VOLUME_NOT_FOUND",
             Self::VolumeInUse => "VOLUME_IN_USE",
             Self::VolumeFailed => "VOLUME_FAILED",
+            Self::SnapshotNotFound => "SNAPSHOT_NOT_FOUND",
+            Self::SnapshotInUse => "SNAPSHOT_IN_USE",
+            Self::SnapshotUnsupported => "SNAPSHOT_UNSUPPORTED",
+            Self::SnapshotMismatch => "SNAPSHOT_MISMATCH",
+            Self::SnapshotDamaged => "SNAPSHOT_DAMAGED",
+            Self::SnapshotFailed => "SNAPSHOT_FAILED",
             Self::BaseImageResolveFailed => "BASE_IMAGE_RESOLVE_FAILED",
             Self::BaseImageManifestFailed => "BASE_IMAGE_MANIFEST_FAILED",
             Self::InvalidBaseImageManifest => "INVALID_BASE_IMAGE_MANIFEST",
@@ -204,6 +222,7 @@ impl ErrorCode {
             | Self::FileNotFound
             | Self::ImageNotFound
             | Self::VolumeNotFound
+            | Self::SnapshotNotFound
             | Self::NetworkNotFound => 404,
             Self::NameTaken
             | Self::IdempotencyKeyReused
@@ -214,11 +233,15 @@ impl ErrorCode {
             | Self::DataDirInUse
             | Self::DataDirTooNew
             | Self::ImageInUse
-            | Self::VolumeInUse => 409,
+            | Self::VolumeInUse
+            | Self::SnapshotInUse => 409,
             Self::ImageFailed
             | Self::BaseImageResolveFailed
             | Self::BaseImageManifestFailed
             | Self::VolumeFailed
+            | Self::SnapshotUnsupported
+            | Self::SnapshotMismatch
+            | Self::SnapshotDamaged
             | Self::KernelFailed
             | Self::CommandNotFound
             | Self::CommandNotExecutable
@@ -240,6 +263,7 @@ impl ErrorCode {
             Self::AgentTimeout => 504,
             Self::DiskFull | Self::AddressesExhausted => 507,
             Self::Host
+            | Self::SnapshotFailed
             | Self::NetworkSetupFailed
             | Self::BridgeFailed
             | Self::WireGuardFailed

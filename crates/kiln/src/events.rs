@@ -48,6 +48,8 @@ pub enum EventKind {
     Updated,
     /// Its network's policy has changed.
     Policy,
+    /// A snapshot was made of it.
+    Snapshot,
     /// It is gone.
     Removed,
 }
@@ -66,6 +68,7 @@ impl EventKind {
             Self::Error => "error",
             Self::Updated => "updated",
             Self::Policy => "policy",
+            Self::Snapshot => "snapshot",
             Self::Removed => "removed",
         }
     }

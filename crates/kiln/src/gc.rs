@@ -46,6 +46,8 @@ pub enum LeftoverKind {
     Cgroup,
     /// A jail of a sandbox that does not exist.
     Jail,
+    /// Files of a snapshot that does not exist.
+    Snapshot,
     /// Something that was never finished.
     HalfMade,
     /// An interface that no network has.
@@ -63,6 +65,7 @@ impl LeftoverKind {
             Self::Machine => "machine",
             Self::Cgroup => "cgroup",
             Self::Jail => "jail",
+            Self::Snapshot => "snapshot",
             Self::HalfMade => "half_made",
             Self::Interface => "interface",
             Self::Rules => "rules",
@@ -126,6 +129,7 @@ fn find(shared: &Shared) -> Result<Vec<Found>, Error> {
         files.extend(names(&dir)?.into_iter().map(|path| (kind, path)));
     }
     let mut jails = Vec::new();
+    let snapshots = names(&directories.snapshots())?;
     for vmm in names(&directories.jails())? {
         jails.extend(names(&vmm)?);
     }
@@ -155,6 +159,12 @@ fn find(shared: &Shared) -> Result<Vec<Found>, Error> {
     }));
     let jails = jails.into_iter();
     found.extend(jails.map(|path| in_files(LeftoverKind::Jail, path)));
+    let unknown = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_none_or(|name| !shared.snapshots.owns(name))
+    };
+    let snapshots = snapshots.into_iter().filter(unknown);
+    found.extend(snapshots.map(|path| in_files(LeftoverKind::Snapshot, path)));
     let mut unfinished = Vec::new();
     for dir in [
         directories.images(),
@@ -248,7 +258,8 @@ fn names(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
-fn allocated(path: &Path) -> u64 {
+/// Room that a file or a tree takes.
+pub(crate) fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return 0;

@@ -25,6 +25,7 @@ use crate::sandbox::SandboxState;
 use crate::sandbox::confine::cgroup_parent;
 use crate::sandbox::driver::{Command, DriverHandle, View};
 use crate::sandbox::turns::{Turn, Turns};
+use crate::snapshot::Snapshots;
 use crate::store::{SandboxRow, Store};
 use crate::volumes::Volumes;
 
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) engines: Engines,
     pub(crate) materials: Materials,
     pub(crate) volumes: Volumes,
+    pub(crate) snapshots: Snapshots,
     pub(crate) networks: Arc<Networks>,
     pub(crate) events: Events,
     pub(crate) counters: Counters,
@@ -135,6 +137,7 @@ impl Host {
             engines,
             materials: Materials::open(&config, &directories)?,
             volumes: Volumes::open(directories.volumes())?,
+            snapshots: Snapshots::new(store.clone()),
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
             events: Events::new(),
             counters: Counters::default(),

@@ -276,11 +276,11 @@ impl Shared {
         self.materials.retain_pins(lives).await
     }
 
-    /// Whether a sandbox, running or not, has this block image beneath its own disk.
+    /// Whether a snapshot, or a sandbox, running or not, has this block image beneath its own disk.
     fn uses_image(&self, id: &ImageId) -> bool {
         let id = id.to_string();
         let uses = |row: &crate::store::SandboxRow| row.image_id.as_ref() == Some(&id);
-        self.views().iter().any(|view| uses(&view.row))
+        self.snapshots.uses_image(&id) || self.views().iter().any(|view| uses(&view.row))
     }
 
     /// Whether a sandbox is on its way up, perhaps with an image that no row tells of yet.
@@ -325,7 +325,7 @@ fn explain(error: &LibraryError) -> (ErrorCode, Option<&'static str>) {
         }
         LibraryError::InUse { .. } => (
             ErrorCode::ImageInUse,
-            Some("remove the sandboxes that use it first: `kiln ps --all`"),
+            Some("remove the sandboxes and snapshots that use it first: `kiln ps --all`"),
         ),
         LibraryError::SeveralNames { .. } => (
             ErrorCode::ImageInUse,

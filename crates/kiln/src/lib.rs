@@ -28,6 +28,7 @@ mod orphans;
 mod process;
 mod recover;
 mod sandbox;
+mod snapshot;
 mod store;
 mod usage;
 mod volumes;
@@ -76,5 +77,6 @@ pub use sandbox::{
     Filter, InitSystem, Labels, MainCommand, NoRestartPolicy, RestartPolicy, SandboxInfo,
     SandboxSpec, SandboxState, SandboxUpdate, Timings, VolumeMount, WaitFor,
 };
+pub use snapshot::{AfterSnapshot, NewSnapshot, SnapshotInfo};
 pub use usage::{SandboxStats, VmmUsage};
 pub use volumes::{NewVolume, VolumeSource};

@@ -126,6 +126,12 @@ impl Materials {
         blocking(move || stores.gather(&row, progress.as_ref())).await
     }
 
+    /// Finds the image of a sandbox that needs nothing else, since its guest goes on from a snapshot.
+    pub(crate) async fn gather_image(&self, row: &SandboxRow) -> Result<Material, Error> {
+        let (stores, row) = (Arc::clone(&self.stores), row.clone());
+        blocking(move || stores.gather_image(&row)).await
+    }
+
     /// Does something with the library of images where blocking is allowed.
     pub(crate) async fn with_library<T, F>(&self, work: F) -> Result<T, Error>
     where
@@ -235,6 +241,23 @@ impl Stores {
             filesystem: image.filesystem,
             image_id: image.id.to_string(),
             image_config,
+            rootfs: image.path,
+        })
+    }
+
+    fn gather_image(&self, row: &SandboxRow) -> Result<Material, Error> {
+        let id = row.image_id.as_ref().and_then(|id| id.parse().ok());
+        let image = id.map(|id| self.images.get(&id)).transpose()?.flatten();
+        let Some(image) = image else {
+            let message = "the image of the snapshot that the sandbox begins from is gone";
+            return Err(Error::new(ErrorCode::ImageNotFound, message));
+        };
+        Ok(Material {
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            filesystem: image.filesystem,
+            image_id: image.id.to_string(),
+            image_config: row.image_config.clone(),
             rootfs: image.path,
         })
     }

@@ -15,15 +15,18 @@ use crate::network;
 use crate::orphans;
 use crate::sandbox::driver::{self, Live};
 use crate::sandbox::{RestartPolicy, SandboxState, launch};
+use crate::snapshot;
 use crate::store::{Intent, SandboxRow, Sandboxes};
 
 /// Brings every stored sandbox to a state that is true, and starts its driver.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
+    let interrupted = snapshot::recover(shared).await?;
     let rows = shared.store.write(|tx| Sandboxes(tx).all()).await?;
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let mut adopted = Vec::new();
     for row in rows {
-        adopted.extend(recover_one(shared, row).await?);
+        let halted = interrupted.contains(&row.id);
+        adopted.extend(recover_one(shared, row, halted).await?);
     }
     let lives = known.clone();
     shared
@@ -40,8 +43,13 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     gc::sweep_machines(shared).await
 }
 
-/// Returns its id if its machine was adopted.
-async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option<String>, Error> {
+/// Returns its id if its machine was adopted. One that may be halted only for a snapshot that broke
+/// off goes on.
+async fn recover_one(
+    shared: &Arc<Shared>,
+    mut row: SandboxRow,
+    halted: bool,
+) -> Result<Option<String>, Error> {
     if row.spec.ephemeral {
         row.intent = Some(Intent::Remove);
     }
@@ -50,6 +58,9 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option
         && let Some(live) = adopted(shared, &row).await
     {
         info!(id = %row.id, "adopted");
+        if halted && row.state == SandboxState::Running {
+            go_on(&row, &live).await;
+        }
         // Paused and not written down, or the other way round: the machine knows.
         row.state = match live.machine.state() {
             MachineState::Paused => SandboxState::Paused,
@@ -77,6 +88,15 @@ async fn recover_one(shared: &Arc<Shared>, mut row: SandboxRow) -> Result<Option
         .await?;
     shared.adopt_driver(driver::spawn(Arc::clone(shared), row, None));
     Ok(None)
+}
+
+/// Lets a machine go on that nobody wanted paused.
+async fn go_on(row: &SandboxRow, live: &Live) {
+    if live.machine.state() == MachineState::Paused
+        && let Err(error) = live.machine.resume().await
+    {
+        warn!(id = %row.id, %error, "a machine that was halted for a snapshot stays so");
+    }
 }
 
 /// The machine of a row, if the very process that was recorded still runs and answers.
@@ -141,6 +161,10 @@ fn settle(row: &mut SandboxRow) {
         ),
         (_, rest) => (rest, None),
     };
+    if state == SandboxState::Stopped {
+        // It was more than on its way up: what was in its memory is gone.
+        row.snapshot = None;
+    }
     row.state = state;
     row.intent = None;
     row.machine = None;

@@ -89,6 +89,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "all held\n",
     },
     Scenario {
+        name: "a guest in Firecracker goes on from a snapshot in two sandboxes at once",
+        command: &["sh", "-ec", SNAPSHOTS],
+        needs: &[Need::Firecracker, Need::KilnData],
+        exit_code: 0,
+        says: "all held\n",
+    },
+    Scenario {
         name: "networks leave by WireGuard to a real peer, or not at all",
         command: &["sh", "-c", WIREGUARD],
         needs: &[Need::NetTests("wireguard")],
@@ -137,6 +144,47 @@ kiln stop $id
 kiln rm $id
 test ! -e /proc/$vmm
 for dir in /run/kiln/vm /var/lib/kiln/sandboxes /var/lib/kiln/jails/firecracker; do
+    test -z "$(ls -A $dir 2>/dev/null)"
+done
+echo all held
+"#;
+
+/// Snapshots on the real engine: memory, disk and network go on, apart from each other, jailed as any.
+const SNAPSHOTS: &str = r#"
+count='i=0; while :; do i=$((i+1)); echo $i > /tmp/n; mv /tmp/n /tmp/count; sleep 0.1; done'
+kiln run --detach --name source -m 128 --engine firecracker -- sh -c "$count" > /dev/null
+refused() { if "$@" 2> /tmp/refusal; then echo "not refused: $*"; exit 1; fi; }
+at() { kiln exec $1 -- sh -c 'while ! test -s /tmp/count; do sleep 0.1; done; cat /tmp/count'; }
+kiln exec source -- sh -c 'echo kept > /root/kept'
+then=$(at source)
+kiln snapshot create source --name golden > /dev/null
+test $(at source) -ge $then
+for name in one two; do
+    kiln create --snapshot golden --name $name > /dev/null
+done
+kiln start one two > /dev/null
+for name in one two; do
+    test $(at $name) -ge $then
+    test "$(kiln exec $name -- cat /root/kept)" = kept
+    test "$(kiln exec $name -- hostname)" = $name
+    kiln exec $name -- sh -c "echo $name > /root/own"
+done
+test "$(kiln exec one -- cat /root/own)" = one
+test "$(kiln exec two -- cat /root/own)" = two
+refused kiln exec source -- cat /root/own
+kiln ps --json > /tmp/all
+grep -q '"unprotected":\[\]' /tmp/all
+refused grep '"unprotected":\["' /tmp/all
+refused kiln snapshot rm golden
+grep -q SNAPSHOT_IN_USE /tmp/refusal
+# One that was restored can be captured too.
+kiln snapshot create one --name second > /dev/null
+test "$(kiln run --snapshot second -- cat /root/own)" = one
+kill -9 $(kiln info --json | sed 's/.*"daemon_pid":\([0-9]*\).*/\1/')
+test "$(kiln exec two -- cat /root/own)" = two
+kiln rm -f one two source > /dev/null
+kiln snapshot rm golden second > /dev/null
+for dir in /run/kiln/vm /var/lib/kiln/sandboxes /var/lib/kiln/snapshots /var/lib/kiln/jails/firecracker; do
     test -z "$(ls -A $dir 2>/dev/null)"
 done
 echo all held

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Gid, Resource, Rlimit};
 use rustix::system::{RebootCommand, reboot};
 
 use super::InitError;
@@ -47,6 +47,10 @@ pub(super) fn mount_kernel_filesystems() -> Result<(), InitError> {
 pub(super) fn protect_process_1() {
     // Ctrl-Alt-Del becomes SIGINT to process 1, instead of a reset.
     try_to("catch Ctrl-Alt-Del", || Ok(reboot(RebootCommand::CadOff)?));
+    // As every command of root's has them, which then need not be set for each.
+    try_to("enter root's group", || {
+        Ok(rustix::thread::set_thread_groups(&[Gid::ROOT])?)
+    });
     try_to("raise the limit of open files", || {
         Ok(rustix::process::setrlimit(
             Resource::Nofile,

@@ -6,6 +6,7 @@ mod environment;
 mod program;
 mod user;
 
+use std::cell::OnceCell;
 use std::ffi::{CString, NulError, OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -50,9 +51,19 @@ pub(crate) enum SpawnedIo {
     /// The pipes'.
     Pipes {
         stdin: Option<OwnedFd>,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
+        stdout: Outlet,
+        stderr: Outlet,
     },
+}
+
+/// A pipe that a command writes to.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    /// Where it is read.
+    pub(crate) read: OwnedFd,
+    /// As long as it is kept, the pipe does not end when the command lets go of it: each end would
+    /// be a wake-up while the command is still on its way out.
+    pub(crate) write: OwnedFd,
 }
 
 /// Who that is, by the guest's own lists of users; root for an empty text.
@@ -69,7 +80,7 @@ pub(crate) fn spawn(
     cgroup: Option<&Cgroup>,
 ) -> Result<Spawned, SpawnError> {
     let plan = plan(exec, users)?;
-    let (stdio, io) = match exec.tty {
+    let (stdio, ends) = match exec.tty {
         Some(size) => terminal(size),
         None => pipes(exec.stdin),
     }
@@ -79,7 +90,10 @@ pub(crate) fn spawn(
     let launch = plan.launch(exec.tty.is_some(), stdio, cgroup);
     let launch = launch.or_else(|_| refuse(ErrorCode::BadRequest, "a NUL byte inside a text"))?;
     match child::spawn(launch) {
-        Ok(pid) => Ok(Spawned { pid, io }),
+        Ok((pid, theirs)) => Ok(Spawned {
+            pid,
+            io: ends.with(theirs),
+        }),
         Err(error) => plan.refused(&error),
     }
 }
@@ -217,7 +231,39 @@ fn each<T>(
     texts.iter().map(in_c).collect()
 }
 
-fn terminal(size: WindowSize) -> io::Result<([OwnedFd; 3], SpawnedIo)> {
+/// Our ends, before the command has its own.
+enum Ends {
+    Terminal(OwnedFd),
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+}
+
+impl Ends {
+    /// With our copies of the command's ends. A terminal is hung up only when none is left.
+    fn with(self, theirs: [OwnedFd; 3]) -> SpawnedIo {
+        match self {
+            Self::Terminal(master) => SpawnedIo::Terminal(master),
+            Self::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                let [_, out, err] = theirs;
+                let outlet = |read, write| Outlet { read, write };
+                SpawnedIo::Pipes {
+                    stdin,
+                    stdout: outlet(stdout, out),
+                    stderr: outlet(stderr, err),
+                }
+            }
+        }
+    }
+}
+
+fn terminal(size: WindowSize) -> io::Result<([OwnedFd; 3], Ends)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = rustix::pty::openpt(flags)?;
     rustix::pty::grantpt(&master)?;
@@ -225,7 +271,7 @@ fn terminal(size: WindowSize) -> io::Result<([OwnedFd; 3], SpawnedIo)> {
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     resize(&master, size)?;
     let stdio = [slave.try_clone()?, slave.try_clone()?, slave];
-    Ok((stdio, SpawnedIo::Terminal(master)))
+    Ok((stdio, Ends::Terminal(master)))
 }
 
 /// Gives a terminal another size; its foreground process group gets SIGWINCH.
@@ -240,21 +286,35 @@ pub(crate) fn resize(terminal: impl std::os::fd::AsFd, size: WindowSize) -> io::
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
-fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], SpawnedIo)> {
+fn pipes(stdin: bool) -> io::Result<([OwnedFd; 3], Ends)> {
     let (theirs_in, ours_in) = if stdin {
         let (read, write) = pipe()?;
         (read, Some(write))
     } else {
-        (File::open("/dev/null")?.into(), None)
+        (nothing()?, None)
     };
     let (stdout, theirs_out) = pipe()?;
     let (stderr, theirs_err) = pipe()?;
-    let ours = SpawnedIo::Pipes {
+    let ours = Ends::Pipes {
         stdin: ours_in,
         stdout,
         stderr,
     };
     Ok(([theirs_in, theirs_out, theirs_err], ours))
+}
+
+/// An input that is at its end. Opened once: a copy costs a tenth of an open.
+fn nothing() -> io::Result<OwnedFd> {
+    thread_local! {
+        static NULL: OnceCell<OwnedFd> = const { OnceCell::new() };
+    }
+    NULL.with(|null| {
+        if let Some(null) = null.get() {
+            return null.try_clone();
+        }
+        let opened = File::open("/dev/null")?;
+        null.get_or_init(|| opened.into()).try_clone()
+    })
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use kiln_agent_proto::limits::CHUNK;
 use super::Session;
 use super::ring::Source;
 use crate::fd::Fd;
+use crate::process::Outlet;
 
 /// After the end of the first process, how long its terminal may take to hand over what it
 /// still holds when others keep it open. The kernel moves it there in the background.
@@ -23,11 +25,27 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
 }
 
-/// Reads one pipe until the process is done with it.
-///
-/// When the first process has ended, all that it wrote is in the pipe: the stream is drained
-/// when so much is read, even if others hold it open. Those can go on writing, to nobody.
-pub(super) async fn pump_pipe(session: Rc<Session>, source: Source, fd: Fd) {
+/// An [`Outlet`] on the event loop.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    fd: Fd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    pub(super) fn new(outlet: Outlet) -> io::Result<Self> {
+        Ok(Self {
+            fd: Fd::new(outlet.read)?,
+            write: outlet.write,
+        })
+    }
+}
+
+/// Reads one pipe until the first process has ended. All that it wrote is in the pipe then: the
+/// stream is drained when so much is read, even if others hold it open. Those can go on writing,
+/// to nobody.
+pub(super) async fn pump_pipe(session: Rc<Session>, source: Source, pipe: Pipe) {
+    let Pipe { fd, write } = pipe;
     let mut open = until_exit(&session, source, &fd).await;
     let mut left = fd.available();
     while open && left > 0 {
@@ -36,9 +54,10 @@ pub(super) async fn pump_pipe(session: Rc<Session>, source: Source, fd: Fd) {
         left -= n;
     }
     session.stream_drained();
-    if open {
-        discard(&fd).await;
-    }
+    // The client hears of the end before anything is tidied up.
+    tokio::task::yield_now().await;
+    drop(write);
+    discard(&fd).await;
 }
 
 /// Reads a terminal until it is hung up, which happens when its first process ends.
@@ -75,25 +94,24 @@ async fn read(session: &Session, source: Source, fd: &Fd, max: usize) -> usize {
         // A flood that nobody reads would otherwise never let go of the thread.
         tokio::task::consume_budget().await;
         room(session).await;
-        match try_read(session, source, fd, max) {
+        match fd.when_readable(|fd| take(session, source, fd, max)).await {
             Ok(Some(n)) => return n,
+            // Its sibling has filled the ring meanwhile.
+            Ok(None) => {}
             Err(_) => return 0,
-            Ok(None) => {
-                if fd.readable().await.is_err() {
-                    return 0;
-                }
-            }
         }
     }
 }
 
-fn try_read(session: &Session, source: Source, fd: &Fd, max: usize) -> io::Result<Option<usize>> {
+/// From the pipe into the ring; `None` when that is full.
+fn take(session: &Session, source: Source, fd: &Fd, max: usize) -> io::Result<Option<usize>> {
     BUFFER.with_borrow_mut(|buffer| {
         let mut state = session.state.borrow_mut();
         let max = state.ring.room().min(CHUNK).min(max);
-        let Some(n) = fd.try_read(&mut buffer[..max])? else {
+        if max == 0 {
             return Ok(None);
-        };
+        }
+        let n = fd.read_now(&mut buffer[..max])?;
         state.ring.push(source, &buffer[..n]);
         drop(state);
         session.news.notify_waiters();
@@ -113,17 +131,10 @@ async fn exited(session: &Session) {
     }
 }
 
+/// Reads until nobody holds the pipe open any more.
 async fn discard(fd: &Fd) {
-    loop {
-        let read = BUFFER.with_borrow_mut(|buffer| fd.try_read(buffer));
-        match read {
-            Ok(Some(0)) | Err(_) => return,
-            Ok(Some(_)) => tokio::task::consume_budget().await,
-            Ok(None) => {
-                if fd.readable().await.is_err() {
-                    return;
-                }
-            }
-        }
+    let read = |fd: &Fd| BUFFER.with_borrow_mut(|buffer| fd.read_now(buffer));
+    while let Ok(1..) = fd.when_readable(read).await {
+        tokio::task::consume_budget().await;
     }
 }

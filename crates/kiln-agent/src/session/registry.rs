@@ -195,6 +195,8 @@ impl Sessions {
         }
         let sessions = Rc::clone(self);
         tokio::task::spawn_local(async move {
+            // Even to set the timer is for when the client has been told.
+            tokio::task::yield_now().await;
             tokio::time::sleep(SWEEP_AFTER).await;
             sessions.sweeping.set(false);
             sessions
@@ -307,8 +309,8 @@ enum Io {
     Terminal(Rc<Fd>),
     Pipes {
         stdin: Option<Fd>,
-        stdout: Fd,
-        stderr: Fd,
+        stdout: output::Pipe,
+        stderr: output::Pipe,
     },
 }
 
@@ -322,8 +324,8 @@ impl Io {
                 stderr,
             } => Self::Pipes {
                 stdin: stdin.map(Fd::new).transpose()?,
-                stdout: Fd::new(stdout)?,
-                stderr: Fd::new(stderr)?,
+                stdout: output::Pipe::new(stdout)?,
+                stderr: output::Pipe::new(stderr)?,
             },
         })
     }

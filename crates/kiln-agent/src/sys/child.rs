@@ -47,10 +47,12 @@ pub(crate) enum LaunchError {
     Program(io::Error),
 }
 
-/// Starts the process; it is the caller's to wait for.
-pub(crate) fn spawn(launch: Launch) -> Result<Pid, LaunchError> {
+/// Starts the process; it is the caller's to wait for. Gives back our copies of its input and
+/// outputs.
+pub(crate) fn spawn(launch: Launch) -> Result<(Pid, [OwnedFd; 3]), LaunchError> {
     let launch = Prepared::of(launch).map_err(LaunchError::Setup)?;
-    clone::on_stage(|stage| stage.spawn(&launch))
+    let pid = clone::on_stage(|stage| stage.spawn(&launch))?;
+    Ok((pid, launch.launch.stdio))
 }
 
 /// Everything that the child needs, in the form in which the kernel takes it: the child itself
@@ -63,6 +65,8 @@ pub(super) struct Prepared {
     /// The kernel lets nobody but root change who a process is; a test that runs as somebody
     /// stays who it is.
     may_change_user: bool,
+    /// What it inherits from us is not what it is to have. To set them is slow.
+    changes_groups: bool,
 }
 
 impl Prepared {
@@ -73,10 +77,12 @@ impl Prepared {
                 *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, 3)?;
             }
         }
+        let groups: Vec<Gid> = launch.groups.iter().map(|&n| Gid::from_raw(n)).collect();
         Ok(Self {
             argv: pointers(&launch.argv),
             env: pointers(&launch.env),
-            groups: launch.groups.iter().map(|&n| Gid::from_raw(n)).collect(),
+            changes_groups: rustix::process::getgroups()? != groups,
+            groups,
             may_change_user: rustix::process::geteuid().is_root(),
             launch,
         })
@@ -200,7 +206,9 @@ fn set_up(script: &Script) -> Result<(), Errno> {
         join(group)?;
     }
     if script.launch.may_change_user {
-        rustix::thread::set_thread_groups(&script.launch.groups)?;
+        if script.launch.changes_groups {
+            rustix::thread::set_thread_groups(&script.launch.groups)?;
+        }
         let gid = Gid::from_raw(launch.gid);
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
         let uid = Uid::from_raw(launch.uid);

@@ -14,6 +14,7 @@ mod images;
 mod log_stream;
 mod networks;
 mod sandboxes;
+mod snapshots;
 mod volumes;
 
 use std::path::{Path, PathBuf};

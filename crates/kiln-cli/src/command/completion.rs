@@ -4,7 +4,7 @@
 //! stay right when commands are added, and names of sandboxes come from the daemon, if one runs;
 //! none is started for that.
 
-use clap::{Args, Command, CommandFactory, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 
 use crate::{Output, cli::Cli, start::Daemon};
 
@@ -85,7 +85,7 @@ pub(crate) async fn complete(args: &CompleteArgs, daemon: &Daemon<'_>, output: &
 
 /// Commands or options that begin so.
 fn known(before: &[String], typed: &str) -> Vec<String> {
-    let root = Cli::command();
+    let root = Cli::whole_command();
     let mut command = &root;
     for word in before.iter().filter(|word| !word.starts_with('-')) {
         match command.find_subcommand(word) {
@@ -115,8 +115,13 @@ fn subcommands(command: &Command) -> Vec<String> {
 }
 
 fn wants_sandbox(before: &[String], typed: &str) -> bool {
-    let command = before.iter().find(|word| !word.starts_with('-'));
-    !typed.starts_with('-') && command.is_some_and(|word| OF_SANDBOXES.contains(&word.as_str()))
+    let mut words = before.iter().filter(|word| !word.starts_with('-'));
+    let of_sandboxes = match words.next().map(String::as_str) {
+        Some("snapshot") => words.next().is_some_and(|word| word == "create"),
+        Some(command) => OF_SANDBOXES.contains(&command),
+        None => false,
+    };
+    !typed.starts_with('-') && of_sandboxes
 }
 
 #[cfg(test)]
@@ -134,12 +139,14 @@ mod tests {
         assert!(known(&words("run"), "--time").contains(&"--timeout".to_owned()));
         assert!(known(&words("run"), "--js").contains(&"--json".to_owned()));
         assert!(!known(&[], "__").contains(&"__complete".to_owned()));
+        assert!(wants_sandbox(&words("snapshot create"), "d"));
+        assert!(!wants_sandbox(&words("snapshot rm"), "d"));
         assert!(wants_sandbox(&words("stop web"), "d") && !wants_sandbox(&words("run"), "d"));
     }
 
     #[test]
     fn every_command_that_takes_a_sandbox_is_one_that_exists() {
-        let root = Cli::command();
+        let root = Cli::whole_command();
         for name in OF_SANDBOXES {
             assert!(root.find_subcommand(name).is_some(), "{name}");
         }

@@ -33,7 +33,7 @@ pub(crate) struct CreateArgs {
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, or with --runtime, after `--`
+    /// Command and its arguments; without an image, or with --runtime or --snapshot, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }

@@ -26,6 +26,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod sandbox_args;
 pub(crate) mod sessions;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod stop;
@@ -87,6 +88,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Pull(args) => image::pull(args, daemon, output).await,
         Command::Image(args) => image::run(args, daemon, output).await,
         Command::Volume(args) => volume::run(args, daemon, output).await,
+        Command::Snapshot(args) => snapshot::run(args, daemon, output).await,
         Command::Cp(args) => cp::run(args, daemon, output).await,
         Command::Upload(args) => cp::upload(args, daemon, output).await,
         Command::Download(args) => cp::download(args, daemon, output).await,

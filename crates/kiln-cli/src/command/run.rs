@@ -37,7 +37,7 @@ pub(crate) struct RunArgs {
     /// Image to boot: a name such as alpine:3, a runtime, or the path of a tar, a directory, or an
     /// ext4 or squashfs file
     image: Option<String>,
-    /// Command and its arguments; without an image, or with --runtime or --bundle, after `--`
+    /// Command and its arguments; without an image, or with --runtime, --bundle or --snapshot, after `--`
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     words: Vec<String>,
 }
@@ -275,6 +275,30 @@ mod tests {
         assert_eq!(bundle.exec.argv, words("true"));
         let bare = request("kiln run --runtime base").exec.argv;
         assert!(bare.is_empty());
+    }
+
+    #[test]
+    fn b1_7_a_snapshot_takes_the_images_place() {
+        for line in [
+            "kiln run --snapshot golden -- ls -l",
+            "kiln run --name n --snapshot golden -- ls -l",
+        ] {
+            let request = request(line);
+            assert_eq!(request.sandbox.snapshot.as_deref(), Some("golden"));
+            assert_eq!(request.sandbox.image, None, "{line}");
+            assert_eq!(request.exec.argv, words("ls -l"), "{line}");
+        }
+        let plain = request("kiln run --snapshot golden ls a").exec.argv;
+        assert_eq!(plain, words("ls a"));
+        for line in [
+            "kiln run --snapshot golden --cpus 2",
+            "kiln run --snapshot golden -m 1G",
+            "kiln run --snapshot golden --volume a:/b",
+            "kiln run --snapshot golden --bundle lts",
+            "kiln run --snapshot",
+        ] {
+            assert!(typed(line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -62,6 +62,17 @@ pub(crate) struct SandboxArgs {
     /// Boot a base image, kernel and all: latest, lts, hosted, debian, or the id of one that is here
     #[arg(long, value_name = "PRESET|ID", conflicts_with_all = ["runtime", "kernel"])]
     bundle: Option<String>,
+    /// Begin from this snapshot, by id or name, instead of booting: of what the sandbox is made is
+    /// the snapshot's
+    #[arg(
+        long,
+        value_name = "SNAPSHOT",
+        conflicts_with_all = [
+            "runtime", "bundle", "kernel", "cpus", "memory", "disk", "tmpfs", "volume", "pull",
+            "platform", "init", "ip",
+        ]
+    )]
+    snapshot: Option<String>,
     /// Which of the image's builds, such as linux/amd64
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
@@ -112,9 +123,9 @@ impl From<Waived> for Protection {
 }
 
 impl SandboxArgs {
-    /// Whether a runtime or a base image is named, which takes the image's place.
+    /// Whether a runtime, a base image or a snapshot is named, which takes the image's place.
     pub(super) fn names_image(&self) -> bool {
-        self.runtime.is_some() || self.bundle.is_some()
+        self.runtime.is_some() || self.bundle.is_some() || self.snapshot.is_some()
     }
 
     /// What is asked of the daemon.
@@ -124,6 +135,7 @@ impl SandboxArgs {
             image: of_image.map(image).transpose()?,
             runtime: self.runtime,
             bundle: self.bundle,
+            snapshot: self.snapshot,
             platform: self.platform,
             init: self.init.map(Into::into),
             pull: self.pull.map(Into::into),

@@ -15,6 +15,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiE
         image: request.image,
         runtime: request.runtime,
         bundle: request.bundle,
+        snapshot: request.snapshot,
         pull: request.pull.map_or(default.pull, pull_policy),
         platform: request.platform,
         init: request.init.map_or(default.init, init_system),
@@ -198,6 +199,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         restarts: info.restarts,
         main_session: info.main_session,
         main_exit: info.main_exit.map(exit_status),
+        snapshot: info.snapshot,
     }
 }
 
@@ -213,7 +215,7 @@ fn state(state: SandboxState) -> kiln_api::SandboxState {
     }
 }
 
-fn engine(kind: EngineKind) -> kiln_api::EngineKind {
+pub(super) fn engine(kind: EngineKind) -> kiln_api::EngineKind {
     match kind {
         EngineKind::Firecracker => kiln_api::EngineKind::Firecracker,
         EngineKind::Qemu => kiln_api::EngineKind::Qemu,

@@ -15,6 +15,7 @@ mod policy;
 mod ports;
 mod run;
 mod sandboxes;
+mod snapshots;
 mod volumes;
 
 use axum::{
@@ -80,6 +81,7 @@ pub(crate) fn router(host: Host, lifetime: Lifetime) -> Router {
         .merge(files::routes())
         .merge(base_images::routes())
         .merge(images::routes())
+        .merge(snapshots::routes())
         .merge(volumes::routes())
         .merge(named_networks::routes())
         .fallback(async || ApiError::no_such_path())

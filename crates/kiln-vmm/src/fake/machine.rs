@@ -17,7 +17,9 @@ use crate::machine::{
 };
 use crate::metrics::Metrics;
 use crate::options::{BalloonState, DiskChange, HotplugState, NicChange};
-use crate::snapshot::{Manifest, SnapshotTarget};
+use crate::snapshot::{
+    FileFacts, HostFacts, MEMORY, Manifest, Partial, STATE, SnapshotTarget, blocking,
+};
 
 #[derive(Debug)]
 pub(super) struct FakeMachine {
@@ -25,6 +27,7 @@ pub(super) struct FakeMachine {
     files: RuntimeFiles,
     agent: Option<AgentEndpoint>,
     script: Arc<Script>,
+    host: HostFacts,
     spawned_in: Duration,
     /// Held by whoever changes the state.
     lifecycle: tokio::sync::Mutex<()>,
@@ -35,7 +38,7 @@ impl FakeMachine {
         instance: Instance,
         files: RuntimeFiles,
         agent: Option<AgentEndpoint>,
-        script: Arc<Script>,
+        (script, host): (Arc<Script>, HostFacts),
         spawned_in: Duration,
     ) -> Self {
         Self {
@@ -43,6 +46,7 @@ impl FakeMachine {
             files,
             agent,
             script,
+            host,
             spawned_in,
             lifecycle: tokio::sync::Mutex::default(),
         }
@@ -210,8 +214,28 @@ impl Machine for FakeMachine {
         Ok(Metrics::default())
     }
 
-    async fn snapshot(&self, _target: &SnapshotTarget) -> Result<Manifest, MachineError> {
-        Err(MachineError::Unsupported("make a snapshot"))
+    async fn snapshot(&self, target: &SnapshotTarget) -> Result<Manifest, MachineError> {
+        let call = "make a snapshot";
+        let _one_at_a_time = self.lifecycle.lock().await;
+        self.instance.require(MachineState::Paused, call)?;
+        self.act(Step::Snapshot, call, "making a snapshot").await?;
+        let (record, host, target) = (
+            self.instance.record().clone(),
+            self.host.clone(),
+            target.clone(),
+        );
+        blocking(move || {
+            let partial = Partial::begin(&target.dir)?;
+            partial.write(MEMORY, record.id.as_bytes())?;
+            partial.write(STATE, b"state")?;
+            let memory = FileFacts::sized(&partial.memory())?;
+            let state = FileFacts::digested(&partial.state())?;
+            let disks = record.shape.disks.clone();
+            let manifest = Manifest::of(&record, target.kind, disks, host, (memory, state));
+            partial.publish(&manifest)?;
+            Ok(manifest)
+        })
+        .await
     }
 
     async fn wait(&self) -> Exit {

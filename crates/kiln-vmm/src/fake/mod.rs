@@ -39,12 +39,15 @@ use crate::machine::{
 use crate::output::{Sink, drain_fifo, make_fifo, open_fifo};
 use crate::process::{TakeOverError, VmmCommand, VmmProcess};
 use crate::readable_fd::readable_fd;
+use crate::snapshot::{HostFacts, checked};
 use crate::validate::{EngineLimits, check};
 
 const AGENT_SOCKET: &str = "agent.sock";
 const CONSOLE_FIFO: &str = "con.out";
 /// What it says of itself.
 const VERSION: &str = "0.0.0";
+/// Of its snapshots.
+const FORMAT: &str = "fake";
 
 /// Made while the machine is booted: what an adopter asks for.
 const BOOTED: &str = "booted";
@@ -80,6 +83,7 @@ pub struct FakeEngine {
     program: Program,
     agent_side: AgentSide,
     capabilities: Capabilities,
+    host: HostFacts,
 }
 
 impl Default for FakeEngine {
@@ -99,6 +103,7 @@ impl FakeEngine {
                 args: vec!["infinity".into()],
             },
             agent_side: AgentSide::default(),
+            host: HostFacts::here(VERSION, FORMAT.to_owned(), None),
             capabilities: Capabilities {
                 version: VERSION.to_owned(),
                 acceleration: Acceleration::Kvm,
@@ -126,6 +131,13 @@ impl FakeEngine {
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = capabilities;
+        self
+    }
+
+    /// Another host, as far as snapshots can tell.
+    #[must_use]
+    pub fn with_host_facts(mut self, host: HostFacts) -> Self {
+        self.host = host;
         self
     }
 
@@ -178,6 +190,13 @@ impl Engine for FakeEngine {
         &self.capabilities
     }
 
+    fn host_facts(&self) -> &HostFacts {
+        &self.host
+    }
+
+    // Nothing is kept of one.
+    fn forget_snapshot(&self, _dir: &Path) {}
+
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         let limits = EngineLimits {
@@ -190,6 +209,14 @@ impl Engine for FakeEngine {
             own_args: String::new(),
         };
         check(spec, &limits).map_err(SpawnError::Invalid)?;
+        if let Some(restore) = &spec.restore {
+            // It makes no jails.
+            let unjailed = MachineSpec {
+                jail: None,
+                ..spec.clone()
+            };
+            checked(&unjailed, restore, EngineKind::Fake, &self.host)?;
+        }
         let outcome = self.script.act(&spec.id, Step::Spawn).await;
         if outcome == Outcome::Fail {
             return Err(self.failed());
@@ -235,7 +262,7 @@ impl Engine for FakeEngine {
             instance,
             files,
             agent,
-            Arc::clone(&self.script),
+            (Arc::clone(&self.script), self.host.clone()),
             spawned,
         )))
     }
@@ -278,7 +305,7 @@ impl Engine for FakeEngine {
         let instance = Instance::new(record.clone(), process, console, state);
         drain(&instance, open_reader(&files).map_err(unresponsive)?);
         let agent = Some(self.agent_endpoint(&files));
-        let script = Arc::clone(&self.script);
+        let script = (Arc::clone(&self.script), self.host.clone());
         Ok(Box::new(FakeMachine::new(
             instance,
             files,

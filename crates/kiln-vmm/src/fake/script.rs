@@ -18,6 +18,9 @@ pub enum Step {
     Pause,
     /// [`Machine::resume`](crate::Machine::resume).
     Resume,
+    /// [`Machine::snapshot`](crate::Machine::snapshot): a file of memory with nothing in it but the
+    /// machine's name.
+    Snapshot,
     /// [`Machine::press_ctrl_alt_del`](crate::Machine::press_ctrl_alt_del): a press that
     /// succeeds ends the machine, as a guest would.
     CtrlAltDel,

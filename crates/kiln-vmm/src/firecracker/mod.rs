@@ -373,6 +373,13 @@ impl Engine for FirecrackerEngine {
         &self.capabilities
     }
 
+    fn host_facts(&self) -> &HostFacts {
+        &self.host
+    }
+
+    // Nothing is kept of one.
+    fn forget_snapshot(&self, _dir: &Path) {}
+
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         self.check(spec)?;

@@ -143,7 +143,17 @@ impl QemuMachine {
                 "QEMU makes no diff snapshots: make a full one",
             ));
         }
-        let file = self.instance.record().shape.memory_file.clone();
+        let record = self.instance.record();
+        let file = match record.shape.memory_fd {
+            Some(_) if kind == SnapshotKind::Template => {
+                return Err(SnapshotError::Unsupported(
+                    "the memory of this machine has no name that could be taken over: make a full \
+                     snapshot",
+                ));
+            }
+            Some(fd) => Some(format!("/proc/{}/fd/{fd}", record.process.pid).into()),
+            None => record.shape.memory_file.clone(),
+        };
         file.ok_or(SnapshotError::Unsupported(
             "the memory of this machine is no file: it was not made for snapshots",
         ))

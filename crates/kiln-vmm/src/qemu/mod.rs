@@ -64,6 +64,8 @@ const OWN_MEMORY_MIB: u64 = 192;
 const OWN_THREADS: u32 = 96;
 
 const KVM: &str = "/dev/kvm";
+/// Under this name a guest's memory is seen in `/proc`.
+const MEMORY_NAME: &str = "kiln-memory";
 
 /// How long QEMU may take to answer. A dead QEMU is noticed at once, so this is for one that
 /// hangs; a loaded machine gets its time.
@@ -157,7 +159,7 @@ impl QemuEngine {
         opened: Opened,
         sockets: Listeners,
         output: Output,
-    ) -> Result<VmmCommand, SpawnError> {
+    ) -> Result<(VmmCommand, MachineShape), SpawnError> {
         let mut command = VmmCommand::new(self.program.clone(), output.stdout, output.stderr);
         let inherited = Inherited {
             sockets: SocketFds {
@@ -174,6 +176,10 @@ impl QemuEngine {
             disks: command.inherit_all(opened.disks),
             taps: command.inherit_all(opened.taps),
         };
+        let shape = MachineShape {
+            memory_fd: nameless_memory(spec, inherited.memory),
+            ..MachineShape::of(spec)
+        };
         let acceleration = self.capabilities.acceleration;
         command.args(args::arguments(
             spec,
@@ -182,7 +188,7 @@ impl QemuEngine {
             &inherited,
         ));
         command.surround(surroundings(spec, jail)?);
-        Ok(command)
+        Ok((command, shape))
     }
 
     fn limits_of(&self, spec: &MachineSpec) -> Limits {
@@ -318,7 +324,11 @@ fn open_memory(
         return Ok(Some((memory, false)));
     }
     let Some(path) = &spec.options.memory_file else {
-        return Ok(None);
+        return if spec.options.shared_memory {
+            Ok(Some((nameless(spec)?, true)))
+        } else {
+            Ok(None)
+        };
     };
     let file = made.make(path.clone(), |path| {
         let file = std::fs::File::create_new(path)?;
@@ -329,6 +339,25 @@ fn open_memory(
         give_to(path, jail.uid, jail.gid)?;
     }
     Ok(Some((file.into(), true)))
+}
+
+/// Memory in a file without a name: of no file system, so that none can be full.
+fn nameless(spec: &MachineSpec) -> Result<OwnedFd, SpawnError> {
+    let made = rustix::fs::memfd_create(MEMORY_NAME, rustix::fs::MemfdFlags::CLOEXEC);
+    let sized = made.and_then(|memory| {
+        rustix::fs::ftruncate(&memory, u64::from(spec.mem_mib) << 20)?;
+        Ok(memory)
+    });
+    sized.map_err(|errno| SpawnError::Runtime {
+        path: MEMORY_NAME.into(),
+        source: errno.into(),
+    })
+}
+
+/// QEMU's number of that file. What it inherits stays open as long as it lives.
+fn nameless_memory(spec: &MachineSpec, memory: Option<MemoryFd>) -> Option<i32> {
+    let memory = memory.filter(|memory| memory.shared && spec.options.memory_file.is_none());
+    memory.map(|memory| memory.fd)
 }
 
 /// Brings a file in and says where it is on the host.
@@ -381,6 +410,14 @@ impl Engine for QemuEngine {
         &self.capabilities
     }
 
+    fn host_facts(&self) -> &HostFacts {
+        &self.host
+    }
+
+    fn forget_snapshot(&self, dir: &Path) {
+        self.templates.forget(&dir.join(MEMORY));
+    }
+
     async fn spawn(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, SpawnError> {
         let begin = Instant::now();
         self.check(spec)?;
@@ -403,7 +440,7 @@ impl Engine for QemuEngine {
             SpawnError::Runtime { path, source }
         })?;
 
-        let command = self.command(spec, jail.as_ref(), opened, listeners, output)?;
+        let (command, shape) = self.command(spec, jail.as_ref(), opened, listeners, output)?;
         let process = VmmProcess::spawn(command)
             .await
             .map_err(|source| SpawnError::Program {
@@ -420,7 +457,7 @@ impl Engine for QemuEngine {
             console_log: spec.console_log.clone(),
             jail: jail.map(Jail::keep),
             allow_insecure: spec.allow_insecure,
-            shape: MachineShape::of(spec),
+            shape,
         };
         let instance = Instance::new(record, process, console, MachineState::Spawned);
         drain(&instance, Some(fifo), Some(streams.console));

@@ -55,6 +55,15 @@ impl Templates {
         sealed.try_clone()
     }
 
+    /// Keeps the memory in `file` no longer.
+    pub(super) fn forget(&self, file: &Path) {
+        let Ok(data) = std::fs::metadata(file) else {
+            return;
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(key, _)| (key.device, key.inode) != (data.dev(), data.ino()));
+    }
+
     fn find(&self, key: Key) -> Option<Arc<OwnedFd>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kept.iter().position(|(other, _)| *other == key)?;
@@ -98,6 +107,9 @@ mod tests {
         assert_eq!(templates.kept.lock().unwrap().len(), 1);
         drop(templates.open(&path).unwrap());
         assert_eq!(templates.kept.lock().unwrap().len(), 1);
+        templates.forget(&path);
+        assert_eq!(templates.kept.lock().unwrap().len(), 0);
+        drop(templates.open(&path).unwrap());
         // Another file under the same name.
         std::fs::remove_file(&path).unwrap();
         for number in 0..6 {

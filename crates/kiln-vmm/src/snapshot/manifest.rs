@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::digest::{known_sha256, sha256};
+use super::digest::{known_data_sha256, known_sha256, sha256};
 use super::{MANIFEST, MEMORY, STATE, SnapshotError, SnapshotKind, file};
 use crate::machine::{EngineKind, MachineRecord, MachineSpec};
 use crate::nic::MacAddress;
@@ -97,7 +97,8 @@ pub struct NicFacts {
 pub struct FileFacts {
     /// Its size.
     pub bytes: u64,
-    /// SHA-256 in hex; of the memory only when it was [sealed](super::seal), since it is large.
+    /// SHA-256 in hex; of the memory only when it was [sealed](super::seal), since it is large, and
+    /// of what is not zero, with where it is.
     pub sha256: Option<String>,
 }
 
@@ -290,7 +291,7 @@ impl Manifest {
         if memory.bytes != self.memory.bytes {
             wrong(MEMORY, "has another size than was written");
         } else if let Some(expected) = &self.memory.sha256
-            && known_sha256(&dir.join(MEMORY))? != *expected
+            && known_data_sha256(&dir.join(MEMORY))? != *expected
         {
             wrong(MEMORY, "has another content than was written");
         }

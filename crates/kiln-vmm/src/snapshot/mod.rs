@@ -12,11 +12,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::digest::known_data_sha256;
 pub use self::manifest::{DiskFacts, FileFacts, HostFacts, Manifest, Mismatch, NicFacts};
 pub use self::publish::seal;
 pub(crate) use self::publish::{Partial, clone_file, copy_data};
 use crate::error::MachineError;
-use crate::machine::{EngineKind, MachineSpec};
+use crate::machine::{Engine, EngineKind, MachineSpec};
 
 /// Names in the directory of a snapshot.
 pub(crate) const MEMORY: &str = "memory";
@@ -136,6 +137,24 @@ pub(crate) fn checked(
     mismatches.extend(manifest.mismatches_of_machine(spec));
     mismatches.extend(manifest.mismatches_of_kernel(&spec.boot.kernel)?);
     mismatches.extend(manifest.mismatches_of_files(&restore.dir)?);
+    if mismatches.is_empty() {
+        Ok(manifest)
+    } else {
+        Err(SnapshotError::Mismatch(mismatches))
+    }
+}
+
+/// Reads the manifest of the snapshot in `dir` and holds it and its files against the engine and this
+/// host. Blocks, for long the first time when it was [sealed](seal).
+///
+/// # Errors
+/// [`SnapshotError::Mismatch`] with all that does not fit; files that cannot be read.
+pub fn fitting(dir: &std::path::Path, engine: &dyn Engine) -> Result<Manifest, SnapshotError> {
+    let manifest = Manifest::read(dir)?;
+    let mut mismatches = manifest.mismatches(engine.kind(), engine.host_facts());
+    if mismatches.is_empty() {
+        mismatches.extend(manifest.mismatches_of_files(dir)?);
+    }
     if mismatches.is_empty() {
         Ok(manifest)
     } else {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-use super::digest::known_sha256;
+use super::digest::known_data_sha256;
 use super::{MANIFEST, MEMORY, Manifest, STATE, SnapshotError, file};
 
 /// A snapshot that is being made: dropped, it is removed.
@@ -58,6 +58,12 @@ impl Partial {
         File::create_new(&path).map_err(file("make", &path))
     }
 
+    /// Writes a small file.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), SnapshotError> {
+        let path = self.dir.join(name);
+        std::fs::write(&path, content).map_err(file("write", &path))
+    }
+
     /// Takes a file over from where a VMM wrote it.
     pub(crate) fn take(&self, from: &Path, name: &str) -> Result<(), SnapshotError> {
         let to = self.dir.join(name);
@@ -102,14 +108,14 @@ impl Drop for Partial {
     }
 }
 
-/// Adds the digest of the memory to the snapshot in `dir`: from now on, every machine that begins
+/// Adds the digest of the memory's data to the snapshot in `dir`: from now on, every machine that begins
 /// from it has its content checked. Reads all of the memory; blocks.
 ///
 /// # Errors
 /// There is no snapshot, or it cannot be read or written.
 pub fn seal(dir: &Path) -> Result<Manifest, SnapshotError> {
     let mut manifest = Manifest::read(dir)?;
-    manifest.memory.sha256 = Some(known_sha256(&dir.join(MEMORY))?);
+    manifest.memory.sha256 = Some(known_data_sha256(&dir.join(MEMORY))?);
     let path = dir.join(MANIFEST);
     let partial = dir.join("manifest.partial");
     manifest.write(&partial)?;

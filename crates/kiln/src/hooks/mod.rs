@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::error::{Error, ErrorCode};
 use crate::network::NetworkInfo;
 use crate::sandbox::SandboxInfo;
+use crate::snapshot::SnapshotInfo;
 
 pub(crate) use executable::in_directory;
 
@@ -47,6 +48,10 @@ pub enum HookPoint {
     NetworkDown,
     /// Its network has another policy.
     PolicyChanged,
+    /// Somebody wants a snapshot of it.
+    BeforeSnapshot,
+    /// There is one; [`HookCall::snapshot`] tells of it.
+    AfterSnapshot,
 }
 
 impl HookPoint {
@@ -66,6 +71,8 @@ impl HookPoint {
             Self::NetworkUp => "network_up",
             Self::NetworkDown => "network_down",
             Self::PolicyChanged => "policy_changed",
+            Self::BeforeSnapshot => "before_snapshot",
+            Self::AfterSnapshot => "after_snapshot",
         }
     }
 }
@@ -77,12 +84,14 @@ pub struct HookCall {
     pub point: HookPoint,
     /// The sandbox, as it is now.
     pub sandbox: SandboxInfo,
-    /// What was being done, when something failed: `start`, `stop`, `remove`.
+    /// What was being done, when something failed: `start`, `stop`, `snapshot`.
     pub phase: Option<&'static str>,
     /// What failed: a stable code and words.
     pub error: Option<(String, String)>,
     /// Its network, at the points that are about it.
     pub network: Option<NetworkInfo>,
+    /// The snapshot that was made of it, at the point that is about it.
+    pub snapshot: Option<SnapshotInfo>,
 }
 
 impl HookCall {
@@ -93,6 +102,7 @@ impl HookCall {
             phase: None,
             error: None,
             network: None,
+            snapshot: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::network::NetworkSpec;
 
 impl Driver {
     pub(super) async fn update(&mut self, update: &SandboxUpdate) -> Result<SandboxInfo, Error> {
-        if update.changes_machine() && self.live.is_some() {
+        if update.changes_machine() && (self.live.is_some() || self.row.snapshot.is_some()) {
             return Err(needs_rest(&self.row.id));
         }
         let spec = update.applied(&self.row.spec)?;

@@ -24,6 +24,7 @@ use crate::guest::{GuestEvent, GuestLink};
 use crate::hooks::{HookCall, HookPoint};
 use crate::host::Shared;
 use crate::network::{Attachment, NetworkInfo};
+use crate::snapshot::NewSnapshot;
 use crate::store::{SandboxRow, Sandboxes};
 use crate::volumes::VolumeClaims;
 
@@ -58,6 +59,11 @@ pub(crate) enum Command {
     Remove {
         force: bool,
         reply: Reply<()>,
+    },
+    Snapshot {
+        wanted: NewSnapshot,
+        /// The new snapshot's id.
+        reply: Reply<String>,
     },
     UpdateNetwork {
         policy: kiln_net::policy::PolicySpec,
@@ -254,6 +260,12 @@ impl Driver {
             Command::Remove { force, reply } => return self.remove(force, reply).await,
             Command::Pause { reply } => answer(reply, self.pause().await),
             Command::Resume { reply } => answer(reply, self.resume().await),
+            Command::Snapshot { wanted, reply } => {
+                let made = self.snapshot(&wanted).await;
+                let flow = self.remove_if_wanted().await;
+                answer(reply, made);
+                return flow;
+            }
             Command::Update { update, reply } => answer(reply, self.update(&update).await),
             Command::UpdateNetwork { policy, reply } => {
                 answer(reply, self.update_network(policy).await);
@@ -276,7 +288,7 @@ impl Driver {
         Err(self.not_now(call))
     }
 
-    fn not_now(&self, call: &str) -> Error {
+    pub(super) fn not_now(&self, call: &str) -> Error {
         let (id, state) = (&self.row.id, self.row.state);
         let message = format!("cannot {call} sandbox {id}: it is {state}");
         Error::new(ErrorCode::InvalidState, message)

@@ -95,6 +95,8 @@ impl Driver {
         self.row.machine = None;
         self.row.expires_at_ms = None;
         self.row.main_session = None;
+        // What was in its memory is gone: from now on it boots from its disk.
+        self.row.snapshot = None;
         self.row.reason = Some(reason.to_owned());
         self.become_state(SandboxState::Stopped).await
     }

@@ -68,6 +68,8 @@ pub struct SandboxInfo {
     pub main_session: Option<u64>,
     /// How its main command ended, the last time that it did since the sandbox came up.
     pub main_exit: Option<ExecExit>,
+    /// Id of the snapshot that its first start began from, or will.
+    pub snapshot: Option<String>,
 }
 
 impl From<&SandboxRow> for SandboxInfo {
@@ -100,6 +102,7 @@ impl From<&SandboxRow> for SandboxInfo {
             restarts: row.restarts,
             main_session: row.main_session,
             main_exit: row.main_exit,
+            snapshot: row.spec.snapshot.clone(),
         }
     }
 }

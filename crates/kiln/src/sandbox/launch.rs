@@ -25,6 +25,7 @@ use crate::guest::{GuestIdentity, GuestLink};
 use crate::host::Shared;
 use crate::material::Material;
 use crate::network::{self, Attached};
+use crate::snapshot::{MainGoesOn, Restoring};
 use crate::store::{SandboxRow, Sandboxes};
 use crate::volumes::{self, VolumeClaims};
 
@@ -36,6 +37,8 @@ pub(crate) struct Launched {
     pub(crate) image_config: Option<ImageConfig>,
     pub(crate) warnings: Vec<String>,
     pub(crate) timings: Timings,
+    /// The main command goes on from a snapshot and must not be started.
+    pub(crate) main: Option<MainGoesOn>,
 }
 
 /// Launches the sandbox of `row`. On failure, or when `cancel` fires, nothing of it is left.
@@ -71,11 +74,17 @@ async fn run_phases(
         .engines
         .choose(row.spec.engine, Some(progress.as_ref()));
     let chosen = unless(cancel, row, choosing).await??;
+    let restoring = Restoring::of(shared, row)?;
+    if let Some(restoring) = &restoring {
+        restoring.check(&chosen.engine).await?;
+    }
     // Last to be undone: nobody else may have them while the machine is there.
     let volumes = claim_volumes(shared, row, undo)?;
-    let gathering = shared.materials.gather(row, progress);
-    let material = unless(cancel, row, gathering).await??;
-    let mut disks = make_disks(shared, row, &material, undo).await?;
+    let material = match &restoring {
+        None => unless(cancel, row, shared.materials.gather(row, progress)).await??,
+        Some(_) => shared.materials.gather_image(row).await?,
+    };
+    let mut disks = make_disks(shared, row, (&material, restoring.as_ref()), undo).await?;
     disks.extend(shared.volumes.disks(&row.spec).await?);
     let prepared = began.elapsed();
     failpoint::reach("start.prepared");
@@ -93,6 +102,7 @@ async fn run_phases(
     failpoint::reach("start.networked");
     let spec = MachineSpec {
         jail,
+        restore: restoring.as_ref().map(Restoring::restore),
         ..machine_spec(
             shared,
             row,
@@ -112,10 +122,16 @@ async fn run_phases(
     let booted = machine.boot().await.map_err(start_failed)?;
     failpoint::reach("start.booted");
     let (kernel, agent) = unless(cancel, row, ready(shared, &chosen, &machine, &link)).await??;
+    // No kernel was started.
+    let (kernel, agent) = match &restoring {
+        None => (kernel, agent),
+        Some(_) => (Duration::ZERO, kernel + agent),
+    };
     drop(turn);
     failpoint::reach("start.ready");
 
     Ok(Launched {
+        main: restoring.and_then(|it| it.main_goes_on(row)),
         engine: chosen.engine.kind(),
         image_id: material.image_id,
         image_config: material.image_config,
@@ -153,11 +169,12 @@ async fn unless<T>(
         .ok_or_else(|| cancelled(&row.id))
 }
 
-/// The sandbox's own files: its directories and, at its first start, its scratch disk.
+/// The sandbox's own files: its directories and, at its first start or to go with the memory of a
+/// snapshot, its scratch disk.
 async fn make_disks(
     shared: &Shared,
     row: &SandboxRow,
-    material: &Material,
+    (material, restoring): (&Material, Option<&Restoring>),
     undo: &mut UndoStack,
 ) -> Result<Vec<Disk>, Error> {
     let directories = &shared.directories;
@@ -182,7 +199,10 @@ async fn make_disks(
         return Ok(vec![root]);
     }
     let scratch = directories.scratch(&row.id);
-    if !scratch.exists() {
+    if let Some(restoring) = restoring {
+        undo.push(remove_file(scratch.clone()));
+        restoring.place_disk(&scratch).await?;
+    } else if !scratch.exists() {
         undo.push(remove_file(scratch.clone()));
         shared
             .materials
@@ -242,6 +262,7 @@ fn machine_spec(
         options: kiln_vmm::MachineOptions {
             user_network: network.user.clone(),
             without: row.spec.without.clone(),
+            shared_memory: engine.kind() == EngineKind::Qemu,
             ..kiln_vmm::MachineOptions::default()
         },
         console_log: shared.directories.console(&row.id),
@@ -249,6 +270,14 @@ fn machine_spec(
 }
 
 fn boot(row: &SandboxRow, engine: EngineKind, material: &Material, network: &Attached) -> Boot {
+    // Of what a snapshot's machine once booted nothing is needed any more.
+    if row.snapshot.is_some() {
+        return Boot {
+            kernel: std::path::PathBuf::new(),
+            initramfs: None,
+            args: Vec::new(),
+        };
+    }
     let mut boot = material.boot(engine, row.spec.tmpfs, &network.kernel_args);
     boot.args.extend(volumes::boot_args(&row.spec));
     boot.args.extend(init_args(row));
@@ -406,6 +435,10 @@ fn output(diagnostics: &kiln_vmm::Diagnostics) -> String {
 }
 
 fn spawn_failed(error: SpawnError) -> Error {
+    let error = match error {
+        SpawnError::Snapshot(unfit) => return unfit.into(),
+        other => other,
+    };
     match &error {
         SpawnError::Invalid(_) => Error::new(ErrorCode::StartFailed, error.to_string()),
         SpawnError::Program { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

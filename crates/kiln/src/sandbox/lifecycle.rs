@@ -12,7 +12,8 @@ use crate::events::EventKind;
 use crate::failpoint;
 use crate::hooks::{HookCall, HookPoint};
 use crate::host::Host;
-use crate::store::{Created, Idempotency, SandboxRow, Sandboxes};
+use crate::snapshot;
+use crate::store::{Created, Idempotency, SandboxRow, Sandboxes, SnapshotRow};
 
 /// Longest idempotency key.
 const MAX_KEY: usize = 255;
@@ -22,7 +23,7 @@ impl Host {
     ///
     /// # Errors
     /// [`ErrorCode::InvalidSpec`] with every fault, [`ErrorCode::NameTaken`],
-    /// [`ErrorCode::ImageFailed`] when the image does not exist.
+    /// [`ErrorCode::ImageFailed`] when the image does not exist, [`ErrorCode::SnapshotNotFound`].
     pub async fn create(&self, spec: SandboxSpec) -> Result<SandboxInfo, Error> {
         let row = self.new_row(spec)?;
         self.ask_hooks(&row).await?;
@@ -63,6 +64,10 @@ impl Host {
     }
 
     fn new_row(&self, spec: SandboxSpec) -> Result<SandboxRow, Error> {
+        if let Some(key) = &spec.snapshot {
+            let snapshot = self.shared.snapshots.find(key)?;
+            return restored_row(&snapshot, spec);
+        }
         spec.check()?;
         let image = self.shared.materials.check_sources(&spec)?;
         Ok(SandboxRow::new(random_id()?, spec, image))
@@ -229,6 +234,19 @@ impl Host {
             .filter(|sandbox| filters.iter().all(|filter| filter.fits(sandbox)))
             .collect())
     }
+}
+
+/// The row of one that begins where a snapshot ends.
+fn restored_row(snapshot: &SnapshotRow, asked: SandboxSpec) -> Result<SandboxRow, Error> {
+    let spec = snapshot::resolved(snapshot, asked)?;
+    spec.check()?;
+    let record = &snapshot.record;
+    Ok(SandboxRow {
+        snapshot: Some(snapshot.id.clone()),
+        image_id: record.image_id.clone(),
+        image_config: record.image_config.clone(),
+        ..SandboxRow::new(random_id()?, spec, record.image.clone())
+    })
 }
 
 fn check_idempotency_key(key: &str) -> Result<(), Error> {

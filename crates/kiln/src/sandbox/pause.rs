@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use kiln_vmm::MachineError;
+use kiln_vmm::{MachineError, MachineState};
 
-use super::driver::Driver;
+use super::driver::{Driver, Live};
 use super::{SandboxInfo, SandboxState};
 use crate::error::{Error, ErrorCode};
 use crate::guest::GuestLink;
@@ -34,15 +34,23 @@ impl Driver {
             self.expect_state(SandboxState::Running, "resume")?;
             return Ok(self.info());
         }
-        if let Some(live) = &self.live {
-            let resumed = live.machine.resume().await;
-            resumed.map_err(|source| failed("cannot resume the machine", source))?;
-            // While it was halted nobody could use it.
-            self.activity.reset();
-            reachable(&live.link).await;
-        }
+        self.resume_halted().await?;
         self.become_state(SandboxState::Running).await?;
         Ok(self.info())
+    }
+
+    /// Lets the machine go on, if it is halted, and waits until its guest answers.
+    pub(super) async fn resume_halted(&self) -> Result<(), Error> {
+        let halted = |live: &&Live| live.machine.state() == MachineState::Paused;
+        let Some(live) = self.live.as_ref().filter(halted) else {
+            return Ok(());
+        };
+        let resumed = live.machine.resume().await;
+        resumed.map_err(|source| failed("cannot resume the machine", source))?;
+        // While it was halted nobody could use it.
+        self.activity.reset();
+        reachable(&live.link).await;
+        Ok(())
     }
 }
 

@@ -44,6 +44,10 @@ pub struct SandboxSpec {
     /// Instead of an image and a kernel: a base image, by preset (`latest`, `lts`, `hosted`,
     /// `debian`) or by the id of one that is here.
     pub bundle: Option<String>,
+    /// Instead of all that it is made of: the snapshot, by id, unique prefix of one or name, from
+    /// which its first start begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// When to ask the registry for the image.
     pub pull: PullPolicy,
     /// Which of the image's builds, for this host's processor: `linux/amd64/v2`.
@@ -114,6 +118,7 @@ impl Default for SandboxSpec {
             image: None,
             runtime: None,
             bundle: None,
+            snapshot: None,
             pull: PullPolicy::default(),
             platform: None,
             init: InitSystem::default(),
@@ -214,7 +219,7 @@ impl SandboxSpec {
 }
 
 /// A DNS label in lower case.
-fn is_label(name: &str) -> bool {
+pub(crate) fn is_label(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
     (1..=63).contains(&bytes.len())

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::error::Error;
 use crate::failpoint;
 use crate::hooks::HookPoint;
+use crate::snapshot::MainGoesOn;
 use crate::store::Intent;
 
 /// How a launch ended, and the command that interrupted it, if one did.
@@ -108,6 +109,7 @@ impl Driver {
             image_config,
             warnings,
             timings,
+            main: _,
         } = launched;
         self.row.engine = Some(engine);
         self.row.machine = Some(live.machine.record().clone());
@@ -224,6 +226,9 @@ async fn launch_once(
     let launched = launch::launch(&driver.shared, &driver.row, progress, cancel.clone()).await?;
     if !how.run_command {
         return Ok((launched, None));
+    }
+    if let Some(MainGoesOn { session }) = launched.main {
+        return Ok((launched, session));
     }
     let mut row = driver.row.clone();
     row.image_config.clone_from(&launched.image_config);

@@ -83,8 +83,11 @@ impl SandboxUpdate {
 
 /// The refusal of a change that needs another machine.
 pub(super) fn needs_rest(id: &str) -> Error {
-    let message = format!("processors and memory of sandbox {id} cannot change while it runs");
-    Error::new(ErrorCode::InvalidState, message).with_hint("stop it first")
+    let message = format!(
+        "processors and memory of sandbox {id} cannot change while it runs, or before it has begun \
+         from its snapshot"
+    );
+    Error::new(ErrorCode::InvalidState, message).with_hint("start and stop it first")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod networks;
 mod numbers;
 mod sandboxes;
 mod schema;
+mod snapshots;
 mod uids;
 
 use std::path::Path;
@@ -21,6 +22,9 @@ pub(crate) use idempotency::{Created, Idempotency};
 pub(crate) use leases::{Leases, Owner};
 pub(crate) use networks::{NamedNetworks, NetworkRow};
 pub(crate) use sandboxes::{Intent, SandboxRow, Sandboxes};
+#[cfg(test)]
+pub(crate) use snapshots::tests::snapshot_row;
+pub(crate) use snapshots::{SnapshotRow, SnapshotStage, Snapshots};
 pub(crate) use uids::Uids;
 
 /// What can go wrong with the store.
@@ -36,6 +40,12 @@ pub(crate) enum StoreError {
     NetworkInUse,
     #[error("another network has that {0}")]
     NetworkTaken(&'static str),
+    #[error("another snapshot has that name")]
+    SnapshotNameTaken,
+    #[error("there is no such snapshot")]
+    NoSuchSnapshot,
+    #[error("sandboxes need the snapshot: {0}")]
+    SnapshotInUse(String),
     #[error("the store cannot be read or written")]
     Sqlite(#[from] rusqlite::Error),
     #[error("the store holds what this Kiln cannot read: {0}")]
@@ -113,6 +123,12 @@ impl From<StoreError> for crate::Error {
                 .with_hint("`kiln network ls` lists them; `kiln network create` makes one"),
             StoreError::NetworkInUse => Self::new(ErrorCode::NetworkInUse, error.to_string())
                 .with_hint("remove the sandboxes that have it first"),
+            StoreError::SnapshotNameTaken => Self::new(ErrorCode::NameTaken, error.to_string())
+                .with_hint("choose another name, or remove the snapshot that has it"),
+            StoreError::NoSuchSnapshot => Self::new(ErrorCode::SnapshotNotFound, error.to_string())
+                .with_hint("`kiln snapshot ls` lists them"),
+            StoreError::SnapshotInUse(_) => Self::new(ErrorCode::SnapshotInUse, error.to_string())
+                .with_hint("stop or remove these first: they run from its memory, or will"),
             StoreError::NetworkTaken("name") => {
                 Self::new(ErrorCode::NameTaken, error.to_string()).with_hint("choose another name")
             }

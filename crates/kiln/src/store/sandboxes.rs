@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 use super::networks::is_reference;
+use super::snapshots::Snapshots;
 use crate::exec::ExecExit;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
@@ -69,6 +70,8 @@ pub(crate) struct SandboxRow {
     pub(crate) main_session: Option<u64>,
     /// How its main command ended last.
     pub(crate) main_exit: Option<ExecExit>,
+    /// Whose memory its machine maps, or will when it starts; without, it boots.
+    pub(crate) snapshot: Option<String>,
 }
 
 impl SandboxRow {
@@ -95,6 +98,7 @@ impl SandboxRow {
             wants_running: false,
             main_session: None,
             main_exit: None,
+            snapshot: None,
         }
     }
 }
@@ -105,13 +109,17 @@ pub(crate) struct Sandboxes<'t>(pub(crate) &'t Transaction<'t>);
 impl Sandboxes<'_> {
     /// Adds a row.
     pub(crate) fn insert(&self, row: &SandboxRow) -> Result<(), StoreError> {
+        if let Some(snapshot) = &row.snapshot {
+            Snapshots(self.0).expect_ready(snapshot)?;
+        }
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
                        machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config,
-                       expires_at_ms, restarts, wants_running, main_session, restart_streak, main_exit)
+                       expires_at_ms, restarts, wants_running, main_session, snapshot,
+                       restart_streak, main_exit)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
                        :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
                        :image_config, :expires_at_ms, :restarts, :wants_running, :main_session,
-                       :restart_streak, :main_exit)";
+                       :snapshot, :restart_streak, :main_exit)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -124,6 +132,7 @@ impl Sandboxes<'_> {
                        started_at_ms = :started_at_ms, image_config = :image_config,
                        expires_at_ms = :expires_at_ms, restarts = :restarts,
                        wants_running = :wants_running, main_session = :main_session,
+                       snapshot = :snapshot,
                        restart_streak = :restart_streak, main_exit = :main_exit
                    WHERE id = :id";
         self.bind(sql, row).map_err(name_taken)
@@ -182,6 +191,7 @@ impl Sandboxes<'_> {
             ":main_session": row.main_session,
             ":restart_streak": row.restart_streak,
             ":main_exit": row.main_exit.as_ref().map(json).transpose()?,
+            ":snapshot": row.snapshot,
         })?;
         Ok(())
     }
@@ -229,6 +239,7 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         main_session: row.get("main_session")?,
         restart_streak: row.get("restart_streak")?,
         main_exit: optional(row.get("main_exit")?)?,
+        snapshot: row.get("snapshot")?,
     })
 }
 
@@ -280,6 +291,7 @@ mod tests {
             main_session: Some(1),
             restart_streak: 1,
             main_exit: Some(ExecExit::Code(3)),
+            snapshot: None,
         }
     }
 

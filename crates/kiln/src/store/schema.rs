@@ -36,6 +36,7 @@ const STEPS: &[&str] = &[
     NETWORKS,
     NAMED_NETWORKS,
     LIFECYCLE,
+    SNAPSHOTS,
     MAIN_COMMAND,
 ];
 
@@ -100,6 +101,21 @@ const LIFECYCLE: &str = "
         request TEXT NOT NULL,
         sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE
     ) STRICT;
+";
+
+/// Snapshots, and which sandbox needs which: its machine maps the snapshot's memory, or will when it
+/// starts. A snapshot's own stage is its intent.
+const SNAPSHOTS: &str = "
+    CREATE TABLE snapshots (
+        id            TEXT PRIMARY KEY NOT NULL,
+        name          TEXT UNIQUE,
+        stage         TEXT NOT NULL,
+        sandbox       TEXT NOT NULL,
+        record        TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL
+    ) STRICT;
+    ALTER TABLE sandboxes ADD COLUMN snapshot TEXT REFERENCES snapshots (id);
+    CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot);
 ";
 
 /// What a restart policy goes by that follows the main command too.
@@ -221,6 +237,8 @@ mod tests {
             assert_eq!((row.restarts, row.wants_running), (0, false));
             assert_eq!((row.expires_at_ms, row.spec.timeout_ms), (None, None));
             assert_eq!((row.restart_streak, row.main_exit), (0, None));
+            assert_eq!((&row.snapshot, &row.spec.snapshot), (&None, &None));
+            assert_eq!(super::super::Snapshots(&tx).all().expect("none"), []);
             let uids: u32 = tx
                 .query_row("SELECT count(*) FROM uid_leases", [], |row| row.get(0))
                 .expect("leases");

@@ -8,5 +8,6 @@ mod lifecycle;
 mod places;
 mod reboots;
 mod restarts;
+mod snapshots;
 mod stage;
 mod timeouts;

@@ -65,9 +65,9 @@ impl Pump {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            drop(operation);
             match end {
-                End::Broken => {}
+                End::Broken => drop(operation),
+                End::Exited => return self.exited(operation).await,
                 end => break end,
             }
             operation = match self.attach_again().await {
@@ -80,6 +80,14 @@ impl Pump {
             End::Broken => self.channel.finish(Err(GuestError::Lost)),
             End::Failed(error) => self.channel.finish(Err(error)),
         }
+    }
+
+    /// The client hears of the end before the stream is let go: that wakes the VMM, which would
+    /// take the processor from whoever has to tell the client.
+    async fn exited(self, operation: Operation) {
+        self.channel.finish(Ok(()));
+        let _ = timeout(GOODBYE, self.detached()).await;
+        drop(operation);
     }
 
     /// Moves input and output on one stream.
