@@ -94,7 +94,7 @@ impl Scene {
             e2e::skip(test, "this kiln was built without fail points");
             return None;
         }
-        wait_until_gone(&stage);
+        stage.wait_until_gone();
         stage.kiln(&["rm", "-f", "probe"]).expect_code(0);
         let witness = stage.sandbox(&["--name", "witness"]);
         let pid = row(&stage, "witness").unwrap()["pid"].clone();
@@ -115,7 +115,7 @@ impl Scene {
             !file.exists(),
             "{point} was not reached by {args:?}: {ran:?}"
         );
-        wait_until_gone(&self.stage);
+        self.stage.wait_until_gone();
     }
 
     /// The witness is the machine that it was and answers; every machine has a sandbox that runs.
@@ -149,13 +149,6 @@ impl Scene {
         self.stage.kiln(&["rm", "-f", "witness"]).expect_code(0);
         self.stage.assert_nothing_left();
     }
-}
-
-/// Waits until the daemon that died has let go of its place: its socket still takes connections for a
-/// moment, and resets them.
-fn wait_until_gone(stage: &Stage) {
-    let lock = fs::File::open(stage.runtime().join("kiln.sock.lock")).unwrap();
-    lock.lock().unwrap();
 }
 
 fn row(stage: &Stage, name: &str) -> Option<Value> {
@@ -284,7 +277,7 @@ fn a_main_command_is_not_started_twice_by_a_daemon_that_dies() {
     let main = ["--", "sh", "-c", script];
     stage.kiln(&[&args[..], &main].concat()).expect_code(0);
     eventually("the daemon dies", || !point.exists());
-    wait_until_gone(stage);
+    stage.wait_until_gone();
     let count = ["exec", "victim", "--", "sh", "-c", "wc -l < /root/runs"];
     for _ in 0..3 {
         assert_eq!(stage.kiln(&count).expect_code(0).text().trim(), "2");
