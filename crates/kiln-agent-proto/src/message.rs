@@ -5,6 +5,7 @@
 
 mod file;
 mod session;
+mod watch;
 
 use prost::{Enumeration, Message, Oneof};
 
@@ -13,10 +14,12 @@ pub use file::{
     StatFile, TreeBytes, Upload,
 };
 pub use session::{
-    Attach, Attached, EnvVar, Exec, Exited, InputAck, Kill, ListSessions, SessionEntry,
+    Attach, Attached, EnvVar, Exec, ExecLimits, Exited, InputAck, Kill, ListSessions, SessionEntry,
     SessionInput, SessionList, SessionOutput, Started, Wait, Waited, WindowSize, session_input,
     session_output,
 };
+
+pub use watch::{ChangeKind, FileChange, Watch};
 
 /// First message of every stream, host to agent. A request that does not fit one frame comes as
 /// several, each with a [`RequestPart`]; together they hold one encoded `Request`.
@@ -25,7 +28,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "request::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
     )]
     pub kind: Option<request::Kind>,
 }
@@ -91,6 +94,9 @@ pub mod request {
         /// Read a tree.
         #[prost(message, tag = "16")]
         Download(super::Download),
+        /// Tell what changes in a directory. Since version 3.
+        #[prost(message, tag = "18")]
+        Watch(super::Watch),
     }
 }
 
@@ -260,6 +266,8 @@ pub enum ErrorCode {
     NoSuchFile = 14,
     /// The guest's file system refused something.
     FileRefused = 15,
+    /// The guest's kernel cannot hold a command to the limits that were asked for.
+    NoLimits = 17,
 }
 
 /// A failure.

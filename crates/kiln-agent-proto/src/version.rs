@@ -11,6 +11,12 @@ pub const NEWEST: u32 = 4;
 /// First version with [`Connect`](crate::message::Connect).
 pub const CONNECT: u32 = 2;
 
+/// First version with [`Watch`](crate::message::Watch).
+pub const WATCH: u32 = 3;
+
+/// First version with [`ExecLimits`](crate::message::ExecLimits). An older agent would ignore them.
+pub const EXEC_LIMITS: u32 = 3;
+
 /// First version with [`Wait`](crate::message::Wait).
 pub const WAIT: u32 = 4;
 

@@ -2,12 +2,12 @@
 //! variants with new numbers, and new lines; never change a line.
 
 use kiln_agent_proto::message::{
-    Attach, Attached, Connect, Done, Download, EnvVar, Error, ErrorCode, Event, Exec, Exited,
-    FileEntry, FileKind, FileList, GetStats, Hello, HelloReply, InputAck, Kill, ListFiles,
-    ListSessions, MakeDirectory, Mark, MoveFile, PortData, Power, PowerIntent, PowerMode,
-    PowerSource, RemoveFile, Reply, Request, RequestPart, SessionEntry, SessionInput, SessionList,
-    SessionOutput, Started, StatFile, Stats, Subscribe, TreeBytes, Upload, Wait, Waited,
-    WindowSize, event, reply, request, session_input, session_output,
+    Attach, Attached, ChangeKind, Connect, Done, Download, EnvVar, Error, ErrorCode, Event, Exec,
+    ExecLimits, Exited, FileChange, FileEntry, FileKind, FileList, GetStats, Hello, HelloReply,
+    InputAck, Kill, ListFiles, ListSessions, MakeDirectory, Mark, MoveFile, PortData, Power,
+    PowerIntent, PowerMode, PowerSource, RemoveFile, Reply, Request, RequestPart, SessionEntry,
+    SessionInput, SessionList, SessionOutput, Started, StatFile, Stats, Subscribe, TreeBytes,
+    Upload, Wait, Waited, Watch, WindowSize, event, reply, request, session_input, session_output,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -95,6 +95,51 @@ fn requests() {
         })),
         "120340ac02",
     );
+    golden(
+        &of(Kind::Exec(Exec {
+            limits: Some(ExecLimits {
+                memory_bytes: 300,
+                processes: 32,
+                cpu_milli: 500,
+            }),
+            ..Exec::default()
+        })),
+        "120bb2010808ac02102018f403",
+    );
+}
+
+#[test]
+fn changes_of_files() {
+    let watch = Watch {
+        path: b"/a".to_vec(),
+        recursive: true,
+    };
+    golden(
+        &Request::of(request::Kind::Watch(watch)),
+        "9201060a022f611001",
+    );
+    golden(
+        &FileChange {
+            kind: ChangeKind::MovedTo as i32,
+            path: b"/a".to_vec(),
+            directory: true,
+        },
+        "080612022f611801",
+    );
+    let kinds = [
+        ChangeKind::Unspecified,
+        ChangeKind::Created,
+        ChangeKind::Modified,
+        ChangeKind::Attributes,
+        ChangeKind::Removed,
+        ChangeKind::MovedFrom,
+        ChangeKind::MovedTo,
+        ChangeKind::Lost,
+        ChangeKind::Ended,
+    ];
+    for (number, kind) in kinds.into_iter().enumerate() {
+        assert_eq!(kind as usize, number);
+    }
 }
 
 #[test]
@@ -378,6 +423,7 @@ fn error_codes() {
         NoSuchFile,
         FileRefused,
         PortClosed,
+        NoLimits,
     ];
     for (number, code) in frozen.into_iter().enumerate() {
         assert_eq!(code as usize, number);

@@ -23,9 +23,24 @@ impl Cgroups {
         is_cgroup.then(|| Self(parent.to_owned()))
     }
 
+    /// The group that they are in.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
     /// Makes the group of one session.
     pub(crate) fn create(&self, session: u64) -> io::Result<Cgroup> {
-        let path = self.0.join(format!("kiln-session-{session}"));
+        self.make(&format!("kiln-session-{session}"))
+    }
+
+    /// Makes the group of one session that is held to limits: another one than that which may have
+    /// been made ahead for a session of this number.
+    pub(crate) fn create_limited(&self, session: u64) -> io::Result<Cgroup> {
+        self.make(&format!("kiln-limited-{session}"))
+    }
+
+    fn make(&self, name: &str) -> io::Result<Cgroup> {
+        let path = self.0.join(name);
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(Cgroup {
@@ -50,6 +65,10 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 impl Cgroup {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its directory, for a process to be born in it.
     pub(crate) fn directory(&self) -> io::Result<OwnedFd> {
         match self.directory.take() {

@@ -21,6 +21,7 @@ mod files;
 mod forward;
 mod identity;
 mod init;
+mod limits;
 mod marks;
 mod power;
 mod process;
@@ -31,6 +32,7 @@ mod session;
 mod stats;
 mod sys;
 mod transport;
+mod watch;
 
 use std::io;
 use std::path::Path;
@@ -208,6 +210,7 @@ async fn serve_until_power_off(mut setup: Setup) -> io::Result<PowerRequest> {
         instance: random(),
         owns_identity: setup.owns_identity,
         marks: setup.marks.into_vec(),
+        watched: watch::Directories::default(),
     };
     let reaping = {
         let reaper = Rc::clone(&reaper);

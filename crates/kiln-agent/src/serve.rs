@@ -29,6 +29,7 @@ use crate::session::Sessions;
 use crate::session::client::{Client, Reader, Writer, split};
 use crate::stats;
 use crate::transport::Transport;
+use crate::watch::{self, Directories};
 
 /// Between two dials: so long after a success, doubling up to the other after failures.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -52,6 +53,8 @@ pub(crate) struct Service {
     /// Whether the guest's clock, name and random pool are the agent's to set.
     pub(crate) owns_identity: bool,
     pub(crate) marks: Vec<Mark>,
+    /// Directories that hosts watch.
+    pub(crate) watched: Directories,
 }
 
 /// Serves the host for ever: whenever a connection breaks, the next is dialled.
@@ -169,6 +172,9 @@ async fn dispatch(
         Some(request::Kind::RemoveFile(request)) => remove_file(request, writer).await,
         Some(request::Kind::Upload(request)) => files::tree::upload(request, reader, writer).await,
         Some(request::Kind::Download(request)) => files::tree::download(request, writer).await,
+        Some(request::Kind::Watch(request)) => {
+            watch::serve(request, service.watched.clone(), reader, writer).await
+        }
         Some(request::Kind::Part(_)) | None => {
             let text = "this agent does not know the request";
             answer(writer, Reply::error(ErrorCode::BadRequest, text)).await
@@ -346,7 +352,7 @@ impl Service {
 }
 
 /// Who only listens says nothing; it ends its stream.
-async fn ended<R: futures_util::io::AsyncRead + Unpin>(
+pub(crate) async fn ended<R: futures_util::io::AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
 ) -> Result<(), FrameError> {
     while reader.next::<Event>().await?.is_some() {}

@@ -33,6 +33,26 @@ pub struct ExecRequest {
     /// End it with all its processes after this long, whether somebody is attached or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// What all its processes together may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ExecLimits>,
+}
+
+/// What a command with all its processes may take, within what its sandbox has. Unset or 0 is as
+/// much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecLimits {
+    /// Memory. What goes beyond it ends processes of this command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mib: Option<u32>,
+    /// Processes and threads at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// Thousandths of a processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_milli: Option<u32>,
 }
 
 /// First message of an attach stream. It has no fields yet.

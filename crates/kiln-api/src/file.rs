@@ -44,6 +44,58 @@ pub enum FileKind {
     Other,
 }
 
+/// A change among a guest's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FileChange {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// Absolute path of what it happened to; empty when changes were lost.
+    pub path: String,
+    /// Whether that is a directory.
+    #[serde(default)]
+    pub directory: bool,
+}
+
+/// What happened to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It is new.
+    Created,
+    /// Its content is another.
+    Modified,
+    /// Its owner, permissions or times are others.
+    Attributes,
+    /// It is gone.
+    Removed,
+    /// It went to another path.
+    MovedFrom,
+    /// It came from another path.
+    MovedTo,
+    /// Changes were not seen: too many at once, in too many directories, or of a kind that this
+    /// client does not know.
+    #[serde(other)]
+    Lost,
+}
+
+impl ChangeKind {
+    /// As it is sent.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Modified => "modified",
+            Self::Attributes => "attributes",
+            Self::Removed => "removed",
+            Self::MovedFrom => "moved_from",
+            Self::MovedTo => "moved_to",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// A directory to make in a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -32,6 +32,7 @@
 //! | `GET /v1/sandboxes/{key}/files?path=&follow=` | | [`FileInfo`] |
 //! | `DELETE /v1/sandboxes/{key}/files?path=&recursive=` | | 204 |
 //! | `GET /v1/sandboxes/{key}/files/list?path=` | | array of [`FileInfo`], by name |
+//! | `GET /v1/sandboxes/{key}/files/watch?path=&recursive=` | | server-sent events, each a [`FileChange`], until what is watched is gone |
 //! | `POST /v1/sandboxes/{key}/files/mkdir` | [`MakeDirectory`] | 204 |
 //! | `POST /v1/sandboxes/{key}/files/move` | [`MoveFile`] | 204 |
 //! | `GET /v1/sandboxes/{key}/tree?path=&follow=` | | a tree, chunked; whole only with its own end |
@@ -99,8 +100,12 @@ pub use base_image::{BaseFile, BaseImage, BasePreset, PullBaseImage, PulledBaseI
 pub use client::{Client, ClientError, LogStream};
 pub use error::{ErrorBody, ErrorReport, code};
 pub use event::{CollectGarbage, Event, Kernel, Leftover};
-pub use exec::{AttachRequest, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize};
-pub use file::{FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo};
+pub use exec::{
+    AttachRequest, ExecLimits, ExecRequest, ExitStatus, RunRequest, Session, TerminalSize,
+};
+pub use file::{
+    ChangeKind, FileChange, FileInfo, FileKind, MakeDirectory, MoveFile, TREE_TYPE, UploadTo,
+};
 pub use host::{Acceleration, HostInfo, Version};
 pub use image::{
     Image, ImageConfig, ImportImage, PruneImages, PrunedImages, PullImage, PullPolicy,

@@ -10,9 +10,10 @@
 
 use bytes::Bytes;
 use kiln_api::{
-    BasePreset, CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecRequest, ExitStatus,
-    InitSystem, PruneImages, PullBaseImage, PullImage, PullPolicy, RunRequest, Sandbox,
-    SandboxState, StopSandbox, TerminalSize, Timings, UpdateSandbox,
+    BasePreset, ChangeKind, CreateSandbox, CreateVolume, ErrorBody, ErrorReport, ExecLimits,
+    ExecRequest, ExitStatus, FileChange, InitSystem, PruneImages, PullBaseImage, PullImage,
+    PullPolicy, RunRequest, Sandbox, SandboxState, StopSandbox, TerminalSize, Timings,
+    UpdateSandbox,
     stream::{
         BytesDone, Channel, ClientControl, MAX_CHUNK, MAX_MESSAGE, ProgressStep, ServerControl,
         StreamError, decode, encode,
@@ -322,4 +323,44 @@ fn base_images_are_these_bytes() {
     }))
     .unwrap();
     assert_eq!(sandbox.init, Some(InitSystem::Systemd));
+}
+
+#[test]
+fn limits_of_a_command_are_these_bytes_and_none_are_nothing() {
+    let limits = ExecLimits {
+        mem_mib: Some(64),
+        processes: Some(32),
+        cpu_milli: Some(500),
+    };
+    let text = r#"{"mem_mib":64,"processes":32,"cpu_milli":500}"#;
+    assert_eq!(serde_json::to_string(&limits).unwrap(), text);
+    assert_eq!(serde_json::from_str::<ExecLimits>(text).unwrap(), limits);
+    // A misspelt limit would be one that is not applied.
+    for wrong in [
+        r#"{"memory":64}"#,
+        r#"{"mem_mib":-1}"#,
+        r#"{"mem_mib":"64M"}"#,
+    ] {
+        assert!(
+            serde_json::from_str::<ExecLimits>(wrong).is_err(),
+            "{wrong}"
+        );
+    }
+    let bare = serde_json::to_value(ExecRequest::default()).unwrap();
+    assert!(bare.get("limits").is_none());
+}
+
+#[test]
+fn a_change_of_a_file_is_this_object_and_one_of_the_future_is_one_that_was_not_seen() {
+    let change = FileChange {
+        kind: ChangeKind::MovedTo,
+        path: "/a".into(),
+        directory: true,
+    };
+    let text = r#"{"kind":"moved_to","path":"/a","directory":true}"#;
+    assert_eq!(serde_json::to_string(&change).unwrap(), text);
+    assert_eq!(serde_json::from_str::<FileChange>(text).unwrap(), change);
+    let future = r#"{"kind":"swapped","path":"/a"}"#;
+    let future: FileChange = serde_json::from_str(future).unwrap();
+    assert_eq!(future.kind, ChangeKind::Lost);
 }

@@ -7,7 +7,13 @@ use clap::{
 };
 use kiln_api::{EnginePreference, ErrorReport};
 
-use crate::{command, failure::FAILED, output::Output};
+use crate::{
+    command,
+    contradictions::{self, TypedGlobals},
+    failure::FAILED,
+    output::Output,
+    remote::Address,
+};
 
 /// Run untrusted code in microVMs.
 #[derive(Debug, Parser)]
@@ -35,11 +41,17 @@ impl Cli {
         let matches = Self::command()
             .try_get_matches_from(&typed)
             .or_else(|_| Self::whole_command().try_get_matches_from(&typed))?;
+        let leaf = contradictions::leaf(&matches);
+        contradictions::refuse(leaf)?;
         let mut cli = Self::from_arg_matches(&matches)
             .map_err(|error| error.format(&mut Self::whole_command()))?;
+        let typed_globals = TypedGlobals::of(&matches);
+        typed_globals.refuse_unasked(&cli.command)?;
+        typed_globals.settle(&mut cli.global)?;
         match &mut cli.command {
             Command::Run(args) => args.tell_image_from_command(&typed),
             Command::Create(args) => args.tell_image_from_command(&typed),
+            Command::Daemon(args) => args.settle(leaf).map_err(contradictions::told)?,
             _ => {}
         }
         Ok(cli)
@@ -74,6 +86,34 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) socket: Option<PathBuf>,
+    /// Another host's daemon, https://HOST:PORT, or unix:///PATH for a socket here. None is started
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_HOST",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
+    pub(crate) host: Option<Address>,
+    /// For --host: PEM file of the daemon's certificate, or of who vouches for it; nobody else is
+    /// believed then [default: whom this system trusts]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_TLS_CA",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// For --host: file with the token, which nobody else may read [default: what KILN_TOKEN holds]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_TOKEN_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) token_file: Option<PathBuf>,
     /// Print JSON; errors, warnings and timings too, one object per line on standard error
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -130,6 +170,9 @@ pub(crate) enum Command {
     Cp(command::cp::CpArgs),
     Upload(command::cp::UploadArgs),
     Download(command::cp::DownloadArgs),
+    #[command(visible_alias = "files")]
+    Fs(command::fs::FsArgs),
+    Watch(command::fs::WatchArgs),
     Logs(command::logs::LogsArgs),
     Sessions(command::sessions::SessionsArgs),
     #[command(visible_alias = "top")]
@@ -144,6 +187,7 @@ pub(crate) enum Command {
     Events(command::events::EventsArgs),
     Gc(command::gc::GcArgs),
     Doctor(command::doctor::DoctorArgs),
+    Man(command::man::ManArgs),
     Completion(command::completion::CompletionArgs),
     #[command(name = "__complete", hide = true)]
     Complete(command::completion::CompleteArgs),
@@ -185,8 +229,6 @@ pub(crate) fn refuse(error: &clap::Error, typed: &[OsString]) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use kiln_api::{ClientError, ErrorReport, code};
 use thiserror::Error;
 
-use crate::{place::PlaceError, start::StartError};
+use crate::{place::PlaceError, remote::RemoteError, start::StartError};
 
 /// Kiln itself failed.
 pub(crate) const FAILED: u8 = 125;
@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Start(#[from] StartError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// The daemon that this process should be.
     #[error(transparent)]
     Open(#[from] kiln_daemon::OpenError),
@@ -60,6 +62,7 @@ impl Failure {
             Self::Client(error) => error.report(),
             Self::Start(error) => error.report(),
             Self::Copy(error) => error.report(),
+            Self::Remote(error) => error.report(),
             Self::Reported(report) => (**report).clone(),
             Self::Place(error) => ErrorReport::new(error.code(), with_causes(error))
                 .with_hint("name one with --data-dir"),

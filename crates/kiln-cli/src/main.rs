@@ -4,10 +4,12 @@
 
 mod cli;
 mod command;
+mod contradictions;
 mod copy;
 mod failure;
 mod output;
 mod place;
+mod remote;
 mod session;
 mod start;
 

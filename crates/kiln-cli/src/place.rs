@@ -8,7 +8,11 @@ use std::{
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::cli::Global;
+use crate::{
+    Failure,
+    cli::Global,
+    remote::{Address, RemoteError},
+};
 
 /// Why there is no such place.
 #[derive(Debug, Error)]
@@ -42,7 +46,10 @@ impl Place {
         let asked = Asked {
             data_dir: global.data_dir.clone(),
             runtime_dir: env_path("KILN_RUNTIME_DIR"),
-            socket: global.socket.clone(),
+            socket: match &global.host {
+                Some(Address::Unix(socket)) => Some(socket.clone()),
+                _ => global.socket.clone(),
+            },
         };
         let user = User {
             is_root: geteuid().is_root(),
@@ -130,6 +137,35 @@ impl User {
             // The daemon refuses it should somebody else have made it.
             None => PathBuf::from(format!("/tmp/kiln-{}", self.uid)),
         }
+    }
+}
+
+/// Whose host paths are of that are sent to a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paths {
+    /// This one's.
+    Here,
+    /// Another one's, where nothing here means anything.
+    Elsewhere,
+}
+
+impl Paths {
+    /// A path as the daemon understands it.
+    pub(crate) fn named(self, path: &Path) -> Result<String, Failure> {
+        let path = match self {
+            Self::Here => absolute(path)?,
+            Self::Elsewhere if path.is_absolute() => path.to_owned(),
+            Self::Elsewhere => {
+                let path = path.to_owned();
+                return Err(RemoteError::Relative { path }.into());
+            }
+        };
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    /// Whether something that may be a path is one.
+    pub(crate) fn is_one(self, text: &str) -> bool {
+        text.starts_with(['.', '/']) || (self == Self::Here && Path::new(text).exists())
     }
 }
 

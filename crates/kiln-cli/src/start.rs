@@ -1,6 +1,7 @@
 //! Finding the daemon, and starting it where none runs.
 
 use std::{
+    ffi::OsString,
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -19,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{failure::with_causes, place::Place};
+use crate::{
+    failure::with_causes,
+    place::{Paths, Place},
+};
 
 /// How long a daemon may take to open its host: adopting machines is part of it.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -84,17 +88,40 @@ pub(crate) enum Readiness {
     Error(ErrorReport),
 }
 
-/// The daemon of a place.
+/// A variable of a daemon's environment.
+pub(crate) type Setting = (&'static str, OsString);
+
+/// The daemon of a place, or of another host.
 #[derive(Debug)]
 pub(crate) struct Daemon<'a> {
-    place: &'a Place,
+    /// None for one that is not ours to start.
+    place: Option<&'a Place>,
     pub(crate) client: Client,
 }
 
 impl<'a> Daemon<'a> {
     pub(crate) fn at(place: &'a Place) -> Self {
         let client = Client::new(&place.socket).with_version(kiln_daemon::VERSION);
-        Self { place, client }
+        Self {
+            place: Some(place),
+            client,
+        }
+    }
+
+    /// One on another host.
+    pub(crate) fn elsewhere(client: Client) -> Self {
+        Self {
+            place: None,
+            client,
+        }
+    }
+
+    /// Whose paths it understands.
+    pub(crate) fn paths(&self) -> Paths {
+        match self.place {
+            Some(_) => Paths::Here,
+            None => Paths::Elsewhere,
+        }
     }
 
     /// Asks the daemon, starting it first where none runs.
@@ -103,17 +130,27 @@ impl<'a> Daemon<'a> {
         request: impl AsyncFn(&Client) -> Result<T, ClientError>,
     ) -> Result<T, crate::Failure> {
         for _ in 1..ATTEMPTS {
-            match request(&self.client).await {
-                Err(error) if error.is_not_running() => self.start().await?,
-                answer => return Ok(answer?),
+            match (request(&self.client).await, self.place) {
+                (Err(error), Some(place)) if error.is_not_running() => self.start(place).await?,
+                (answer, _) => return Ok(answer?),
             }
         }
         Ok(request(&self.client).await?)
     }
 
     /// Starts the daemon unless somebody else does.
-    pub(crate) async fn start(&self) -> Result<(), StartError> {
-        let data_dir = &self.place.data_dir;
+    pub(crate) async fn start(&self, place: &Place) -> Result<(), StartError> {
+        self.start_with(place, &[]).await.map(drop)
+    }
+
+    /// As [`Daemon::start`], with variables of the environment for it; whether it was this one that
+    /// came up.
+    pub(crate) async fn start_with(
+        &self,
+        place: &Place,
+        settings: &[Setting],
+    ) -> Result<bool, StartError> {
+        let data_dir = &place.data_dir;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -122,46 +159,48 @@ impl<'a> Daemon<'a> {
         let _turn = take_turn(&data_dir.join("daemon.start")).await?;
         // Who waited for its turn finds a daemon that another has started.
         match self.client.version().await {
-            Ok(_) => Ok(()),
-            Err(_) => self.spawn().await,
+            Ok(_) => Ok(false),
+            Err(_) => spawn(place, settings).await.map(|()| true),
         }
     }
+}
 
-    async fn spawn(&self) -> Result<(), StartError> {
-        let log = self.place.log();
-        let stderr = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&log)
-            .map_err(fail("open", &log))?;
-        let program = std::env::current_exe().map_err(StartError::Spawn)?;
-        let mut child = Command::new(program)
-            .args(["daemon", "--detached"])
-            .env("KILN_DATA_DIR", &self.place.data_dir)
-            .env("KILN_RUNTIME_DIR", &self.place.runtime_dir)
-            .env("KILN_SOCKET", &self.place.socket)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .map_err(StartError::Spawn)?;
-        let Some(stdout) = child.stdout.take() else {
-            return Err(StartError::Spawn(io::ErrorKind::BrokenPipe.into()));
-        };
-        match timeout(START_DEADLINE, readiness(stdout)).await {
-            Err(_) => Err(StartError::TimedOut {
-                last_words: last_words(&log),
-            }),
-            Ok(None) => Err(StartError::Died {
-                last_words: last_words(&log),
-            }),
-            Ok(Some(Readiness::Ready { .. })) => Ok(()),
-            // One that was started by hand, in the same moment: as good as ours.
-            Ok(Some(Readiness::Error(report))) if report.code == "DAEMON_RUNNING" => Ok(()),
-            Ok(Some(Readiness::Error(report))) => Err(StartError::Refused(Box::new(report))),
-        }
+async fn spawn(place: &Place, settings: &[Setting]) -> Result<(), StartError> {
+    let log = place.log();
+    let stderr = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(fail("open", &log))?;
+    let program = std::env::current_exe().map_err(StartError::Spawn)?;
+    let mut child = Command::new(program)
+        .args(["daemon", "--detached"])
+        .env("KILN_DATA_DIR", &place.data_dir)
+        .env("KILN_RUNTIME_DIR", &place.runtime_dir)
+        .env("KILN_SOCKET", &place.socket)
+        .env_remove("KILN_HOST")
+        .envs(settings.iter().cloned())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .map_err(StartError::Spawn)?;
+    let Some(stdout) = child.stdout.take() else {
+        return Err(StartError::Spawn(io::ErrorKind::BrokenPipe.into()));
+    };
+    match timeout(START_DEADLINE, readiness(stdout)).await {
+        Err(_) => Err(StartError::TimedOut {
+            last_words: last_words(&log),
+        }),
+        Ok(None) => Err(StartError::Died {
+            last_words: last_words(&log),
+        }),
+        Ok(Some(Readiness::Ready { .. })) => Ok(()),
+        // One that was started by hand, in the same moment: as good as ours.
+        Ok(Some(Readiness::Error(report))) if report.code == "DAEMON_RUNNING" => Ok(()),
+        Ok(Some(Readiness::Error(report))) => Err(StartError::Refused(Box::new(report))),
     }
 }
 

@@ -133,7 +133,7 @@ async fn a_client_elsewhere_needs_tls_and_a_token() {
     let deceived = Client::remote(&address.to_string(), &others, TOKEN).unwrap();
     let refused = deceived.version().await.unwrap_err();
     assert!(
-        matches!(refused, ClientError::Connect { .. }),
+        matches!(refused, ClientError::ConnectRemote { .. }),
         "{refused:?}"
     );
 

@@ -99,6 +99,8 @@ pub enum ErrorCode {
     GuestPortClosed,
     /// The guest's agent, kept by a snapshot, cannot do that yet.
     AgentTooOld,
+    /// The guest's kernel cannot hold a command to limits.
+    LimitsUnavailable,
     /// The guest has no such file or directory.
     FileNotFound,
     /// A file of the guest cannot be read, written or changed.
@@ -184,6 +186,7 @@ impl ErrorCode {
             Self::SessionNotFound => "SESSION_NOT_FOUND",
             Self::GuestPortClosed => "GUEST_PORT_CLOSED",
             Self::AgentTooOld => "AGENT_TOO_OLD",
+            Self::LimitsUnavailable => "LIMITS_UNAVAILABLE",
             Self::FileNotFound => "FILE_NOT_FOUND",
             Self::FileFailed => "FILE_FAILED",
             Self::DiskFull => "DISK_FULL",
@@ -250,6 +253,7 @@ impl ErrorCode {
             Self::NoEngine
             | Self::BinaryNotFound
             | Self::AgentTooOld
+            | Self::LimitsUnavailable
             | Self::CgroupsHidden
             | Self::NetworkUnavailable => 501,
             Self::StartFailed
@@ -403,6 +407,7 @@ impl From<GuestError> for Error {
                 Refusal::PoweringOff => ErrorCode::InvalidState,
                 Refusal::PortClosed => ErrorCode::GuestPortClosed,
                 Refusal::TooOld => ErrorCode::AgentTooOld,
+                Refusal::NoLimits => ErrorCode::LimitsUnavailable,
                 _ => ErrorCode::ExecFailed,
             },
             GuestError::TooLong(_) | GuestError::Ended => ErrorCode::ExecFailed,

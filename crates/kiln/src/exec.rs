@@ -40,6 +40,22 @@ pub struct ExecSpec {
     /// End it with all its processes after this long, whether somebody is attached or not.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// What all its processes together may take.
+    #[serde(default)]
+    pub limits: ExecLimits,
+}
+
+/// What a command with all its processes may take, within what its sandbox has. Unset or 0 is as
+/// much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecLimits {
+    /// Memory. What goes beyond it ends processes of this command.
+    pub mem_mib: Option<u32>,
+    /// Processes and threads at once.
+    pub processes: Option<u32>,
+    /// Thousandths of a processor.
+    pub cpu_milli: Option<u32>,
 }
 
 /// Size of a terminal in character cells.

@@ -4,7 +4,7 @@ use kiln_agent_proto::message;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorCode};
-use crate::guest::{TreeDownload, TreeUpload};
+use crate::guest::{FileWatch, TreeDownload, TreeUpload};
 use crate::host::Host;
 
 /// Longest path in a guest, less its NUL.
@@ -58,6 +58,38 @@ pub struct MakeDirectory {
     pub parents: bool,
     /// Whose it is, by name or number; the image's user when unset.
     pub user: Option<String>,
+}
+
+/// A change among a guest's files, as the guest tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChange {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// Absolute path of what it happened to, empty when changes were lost; bytes that are no text
+    /// are replaced.
+    pub path: String,
+    /// Whether that is a directory.
+    pub directory: bool,
+}
+
+/// What happened to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It is new.
+    Created,
+    /// Its content is another.
+    Modified,
+    /// Its owner, permissions or times are others.
+    Attributes,
+    /// It is gone.
+    Removed,
+    /// It went to another path.
+    MovedFrom,
+    /// It came from another path.
+    MovedTo,
+    /// Changes were not seen: too many at once, or in too many directories.
+    Lost,
 }
 
 /// Where a tree goes.
@@ -174,6 +206,27 @@ impl Host {
         Ok(link.download(request, self.use_of(key)?).await?)
     }
 
+    /// Begins to tell what changes at a path of a running sandbox: a file, or the files of a
+    /// directory, with `recursive` also of those in it. Links are not followed.
+    ///
+    /// # Errors
+    /// As [`Host::stat`]; [`ErrorCode::ExecFailed`] for a tree of more directories than the guest
+    /// watches, [`ErrorCode::AgentTooOld`].
+    pub async fn watch_files(
+        &self,
+        key: &str,
+        path: &str,
+        recursive: bool,
+    ) -> Result<FileWatch, Error> {
+        check(path)?;
+        let request = message::Watch {
+            path: path.as_bytes().to_vec(),
+            recursive,
+        };
+        let link = self.link(key, "watch files of")?;
+        Ok(link.watch(request, self.use_of(key)?).await?)
+    }
+
     /// The user that is asked for, or the image's own.
     fn user_of(&self, key: &str, user: Option<String>) -> Result<String, Error> {
         let view = self.view(key)?;
@@ -190,12 +243,35 @@ fn check(path: &str) -> Result<(), Error> {
     Err(Error::new(ErrorCode::InvalidSpec, message))
 }
 
+impl From<message::FileChange> for FileChange {
+    /// From the guest, as all of a [`FileInfo`].
+    fn from(change: message::FileChange) -> Self {
+        let kind = match message::ChangeKind::try_from(change.kind) {
+            Ok(message::ChangeKind::Created) => ChangeKind::Created,
+            Ok(message::ChangeKind::Modified) => ChangeKind::Modified,
+            Ok(message::ChangeKind::Attributes) => ChangeKind::Attributes,
+            Ok(message::ChangeKind::Removed) => ChangeKind::Removed,
+            Ok(message::ChangeKind::MovedFrom) => ChangeKind::MovedFrom,
+            Ok(message::ChangeKind::MovedTo) => ChangeKind::MovedTo,
+            // A kind that a newer agent knows is a change that is not seen here.
+            _ => ChangeKind::Lost,
+        };
+        Self {
+            kind,
+            path: text(&change.path, MAX_PATH + MAX_NAME),
+            directory: change.directory,
+        }
+    }
+}
+
+/// A guest's bytes as text, of a bounded length.
+fn text(bytes: &[u8], most: usize) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(most)]).into_owned()
+}
+
 impl From<message::FileEntry> for FileInfo {
     /// Everything in it comes from the guest: texts are bounded, and nothing is decided by them.
     fn from(entry: message::FileEntry) -> Self {
-        let text = |bytes: &[u8], most: usize| {
-            String::from_utf8_lossy(&bytes[..bytes.len().min(most)]).into_owned()
-        };
         let kind = match message::FileKind::try_from(entry.kind) {
             Ok(message::FileKind::File) => FileKind::File,
             Ok(message::FileKind::Directory) => FileKind::Directory,

@@ -42,13 +42,13 @@ pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
 pub use events::{Event, EventKind};
-pub use exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
-pub use files::{FileInfo, FileKind, MakeDirectory, Upload};
+pub use exec::{ExecExit, ExecInput, ExecLimits, ExecOutput, ExecSpec, SessionInfo, TerminalSize};
+pub use files::{ChangeKind, FileChange, FileInfo, FileKind, MakeDirectory, Upload};
 pub use firecracker::{FirecrackerRelease, FirecrackerReleaseError};
 pub use gc::{Leftover, LeftoverKind};
 pub use guest::{
-    ExecInputSender, ExecOutputReceiver, ExecSession, GuestStats, PortStream, TreeDownload,
-    TreeUpload,
+    ExecInputSender, ExecOutputReceiver, ExecSession, FileWatch, GuestStats, PortStream,
+    TreeDownload, TreeUpload,
 };
 pub use hooks::{Hook, HookCall, HookError, HookPoint, OnFailure};
 pub use host::{Host, HostInfo};

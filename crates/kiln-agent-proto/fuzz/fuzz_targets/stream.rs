@@ -4,7 +4,7 @@
 
 use kiln_agent_proto::frame::Decoder;
 use kiln_agent_proto::handshake::{AckScanner, HelloScanner, Step};
-use kiln_agent_proto::message::{Event, PortData, Reply, Request, SessionInput, SessionOutput};
+use kiln_agent_proto::message::{Event, FileChange, PortData, Reply, Request, SessionInput, SessionOutput};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -72,4 +72,5 @@ fn messages(payload: &[u8]) {
     check::<SessionOutput>(payload);
     check::<Event>(payload);
     check::<PortData>(payload);
+    check::<FileChange>(payload);
 }

@@ -36,6 +36,23 @@ pub struct Exec {
     /// time to end; 0 if it is like any other.
     #[prost(uint32, tag = "21")]
     pub stop_signal: u32,
+    /// What all its processes together may take at most. Since version 3.
+    #[prost(message, optional, tag = "22")]
+    pub limits: Option<ExecLimits>,
+}
+
+/// What a command with all its processes may take; 0 for as much as there is.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ExecLimits {
+    /// Memory, caches included.
+    #[prost(uint64, tag = "1")]
+    pub memory_bytes: u64,
+    /// Processes and threads at once.
+    #[prost(uint32, tag = "2")]
+    pub processes: u32,
+    /// Thousandths of a processor.
+    #[prost(uint32, tag = "3")]
+    pub cpu_milli: u32,
 }
 
 /// One environment variable.

@@ -22,7 +22,7 @@ use crate::process::resolve_user;
 /// Files in one message of a list: with the longest names and links they fit a frame.
 pub(crate) const LISTED: usize = 12;
 /// Longest path (`PATH_MAX`).
-const MAX_PATH: usize = 4096;
+pub(crate) const MAX_PATH: usize = 4096;
 
 /// A request that cannot be met.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl FileError {
         }
     }
 
-    fn of(path: &Path, error: &io::Error) -> Self {
+    pub(crate) fn of(path: &Path, error: &io::Error) -> Self {
         let code = match error.kind() {
             io::ErrorKind::NotFound => ErrorCode::NoSuchFile,
             _ => ErrorCode::FileRefused,

@@ -17,6 +17,7 @@ use crate::Role;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::fd::Fd;
 use crate::init::handover;
+use crate::limits;
 use crate::process::{self, SpawnError, Spawned, SpawnedIo, Users};
 use crate::sys::signal;
 
@@ -74,7 +75,10 @@ impl Sessions {
         self.admit()?;
         let id = self.next.get();
         self.next.set(id + 1);
-        let cgroup = self.spare.take().or_else(|| self.make_group(id));
+        let cgroup = match &exec.limits {
+            None => self.spare.take().or_else(|| self.make_group(id)),
+            Some(limits) => Some(limits::group(self.cgroups.as_ref(), id, limits)?),
+        };
         let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref()) {
             Ok(spawned) => spawned,
             Err(error) => {

@@ -1,16 +1,20 @@
 //! Where a daemon is, and how it is reached.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
+    time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
+    client::TlsStream,
     rustls::{
         ClientConfig, RootCertStore,
         crypto::ring,
@@ -19,6 +23,9 @@ use tokio_rustls::{
 };
 
 use super::ClientError;
+
+/// How long a host may take to answer and come to terms.
+const CONNECT: Duration = Duration::from_secs(15);
 
 /// A daemon's place.
 #[derive(Clone)]
@@ -46,6 +53,20 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
+impl RemoteEndpoint {
+    async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(&self.address).await?;
+        // What is typed at a terminal goes out at once.
+        stream.set_nodelay(true)?;
+        self.tls.connect(self.name.clone(), stream).await
+    }
+}
+
+fn unfit(source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
+    let what = "the certificates to trust are of no use";
+    ClientError::remote(what, Some(Box::new(source)))
+}
+
 /// A connection, however it is made.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -56,15 +77,21 @@ impl Endpoint {
     pub(super) fn remote(address: &str, roots: &[u8], token: &str) -> Result<Self, ClientError> {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|_| ClientError::answer(format!("{host:?} is no name of a host")))?;
+            .map_err(|_| ClientError::remote(format!("{host:?} is no name of a host"), None))?;
         let mut store = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(roots) {
-            let root = root.map_err(ClientError::lost)?;
-            store.add(root).map_err(ClientError::lost)?;
+            let root = root.map_err(unfit)?;
+            store.add(root).map_err(unfit)?;
+        }
+        if store.is_empty() {
+            return Err(ClientError::remote(
+                "there is no certificate to trust",
+                None,
+            ));
         }
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(ClientError::lost)?
+            .map_err(unfit)?
             .with_root_certificates(store)
             .with_no_client_auth();
         Ok(Self::Remote(Arc::new(RemoteEndpoint {
@@ -99,13 +126,15 @@ impl Endpoint {
                 }),
             },
             Self::Remote(remote) => {
-                let failed = |source| ClientError::Connect {
-                    socket: PathBuf::from(&remote.address),
-                    source,
-                };
-                let stream = TcpStream::connect(&remote.address).await.map_err(failed)?;
-                let stream = remote.tls.connect(remote.name.clone(), stream).await;
-                Ok(Box::new(stream.map_err(failed)?))
+                let stream = timeout(CONNECT, remote.connect()).await;
+                let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                match stream {
+                    Ok(stream) => Ok(Box::new(stream)),
+                    Err(source) => Err(ClientError::ConnectRemote {
+                        address: remote.address.clone(),
+                        source,
+                    }),
+                }
             }
         }
     }

@@ -19,6 +19,24 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// Nobody to ask on another host, or none whom its certificate makes the one that was meant.
+    #[error("cannot connect to the daemon at {address}")]
+    ConnectRemote {
+        /// Where it should be.
+        address: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What was said of another host's daemon is of no use.
+    #[error("cannot reach another host: {what}")]
+    Remote {
+        /// What is wrong.
+        what: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// The daemon said no.
     #[error("{}", report.message)]
     Refused {
@@ -72,6 +90,14 @@ impl ClientError {
                 .with_hint(
                     "start it with `kiln daemon --background`, or name its socket with --socket",
                 ),
+            Self::ConnectRemote { .. } => ErrorReport::new(
+                code::DAEMON_UNREACHABLE,
+                self.with_causes(),
+            )
+            .with_hint(
+                "see that `kiln daemon --listen` runs there, and that the certificate is its own",
+            ),
+            Self::Remote { .. } => ErrorReport::new("INVALID_CONFIG", self.with_causes()),
             Self::Lost(_) => ErrorReport::new(code::CONNECTION_LOST, self.with_causes())
                 .with_hint("its log is daemon.log in the data directory"),
             Self::Answer { .. } | Self::Stream(_) => {
@@ -93,6 +119,16 @@ impl ClientError {
 
     pub(super) fn lost(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Lost(Some(Box::new(source)))
+    }
+
+    pub(super) fn remote(
+        what: impl Into<String>,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Remote {
+            what: what.into(),
+            source,
+        }
     }
 
     pub(super) fn answer(what: impl Into<String>) -> Self {

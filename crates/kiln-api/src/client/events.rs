@@ -1,6 +1,9 @@
 //! What happens on a host.
 
+use std::marker::PhantomData;
+
 use hyper::Method;
+use serde::de::DeserializeOwned;
 
 use super::{Client, ClientError, LogStream, connection};
 use crate::{CollectGarbage, Event, Kernel, Leftover};
@@ -8,19 +11,28 @@ use crate::{CollectGarbage, Event, Kernel, Leftover};
 /// Longest line of the stream that is taken: an event is far shorter.
 const MAX_LINE: usize = 64 * 1024;
 
-/// Events as they come. Dropping it ends the request.
+/// Events as they come, of a host or of a sandbox's files. Dropping it ends the request.
 #[derive(Debug)]
-pub struct EventStream {
+pub struct EventStream<T = Event> {
     body: LogStream,
     rest: Vec<u8>,
+    events: PhantomData<T>,
 }
 
-impl EventStream {
+impl<T: DeserializeOwned> EventStream<T> {
+    pub(super) fn new(body: LogStream) -> Self {
+        Self {
+            body,
+            rest: Vec::new(),
+            events: PhantomData,
+        }
+    }
+
     /// The next event, `None` at the end. Cancel-safe.
     ///
     /// # Errors
     /// When the connection breaks, or what comes is no event.
-    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
@@ -54,10 +66,8 @@ impl Client {
     pub async fn events(&self, since: u64, follow: bool) -> Result<EventStream, ClientError> {
         let path = format!("/v1/events?since={since}&follow={follow}");
         let answer = self.send(Method::GET, &path, None).await?;
-        Ok(EventStream {
-            body: LogStream::new(connection::accepted(answer).await?),
-            rest: Vec::new(),
-        })
+        let answer = connection::accepted(answer).await?;
+        Ok(EventStream::new(LogStream::new(answer)))
     }
 
     /// Finds what nobody owns, and unless it is a dry run removes it.

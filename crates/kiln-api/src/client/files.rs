@@ -5,8 +5,8 @@ use futures_util::Stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::{Method, body::Frame};
 
-use super::{Client, ClientError, connection, escape, sandbox_path};
-use crate::{FileInfo, LogStream, MakeDirectory, MoveFile, Stats, UploadTo};
+use super::{Client, ClientError, EventStream, connection, escape, sandbox_path};
+use crate::{FileChange, FileInfo, LogStream, MakeDirectory, MoveFile, Stats, UploadTo};
 
 impl Client {
     /// What a path of a sandbox names; with `follow`, what a symbolic link points to.
@@ -31,6 +31,25 @@ impl Client {
         let query = format!("/files/list?path={}", escape(path));
         self.json(Method::GET, &sandbox_path(key, &query), None)
             .await
+    }
+
+    /// What changes at a path of a sandbox from now on: a file, or the files of a directory, with
+    /// `recursive` also of those in it. Ends when that is gone.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the daemon's reason, or why it could not be asked.
+    pub async fn watch_files(
+        &self,
+        key: &str,
+        path: &str,
+        recursive: bool,
+    ) -> Result<EventStream<FileChange>, ClientError> {
+        let query = format!("/files/watch?path={}&recursive={recursive}", escape(path));
+        let answer = self
+            .send(Method::GET, &sandbox_path(key, &query), None)
+            .await?;
+        let answer = connection::accepted(answer).await?;
+        Ok(EventStream::new(LogStream::new(answer)))
     }
 
     /// Makes a directory.

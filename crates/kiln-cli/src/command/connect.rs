@@ -11,7 +11,7 @@ use crate::{Failure, Output, start::Daemon};
 #[derive(Debug, Args)]
 pub(crate) struct ConnectArgs {
     /// Go back to this session instead
-    #[arg(long, short, value_name = "NUMBER", conflicts_with_all = ["user", "workdir"])]
+    #[arg(long, short, value_name = "NUMBER", conflicts_with_all = ["user", "workdir", "no_extend_timeout"])]
     session: Option<u64>,
     /// User, by name or number, and group: USER[:GROUP]
     #[arg(long, short, value_name = "USER")]

@@ -22,8 +22,10 @@ pub(crate) struct CpArgs {
     #[command(flatten)]
     how: How,
     /// What is copied: PATH or SANDBOX:/PATH
+    #[arg(id = "sandbox_or_source", value_name = "SOURCE")]
     source: String,
     /// Where it goes: SANDBOX:/PATH or PATH
+    #[arg(id = "sandbox_or_target", value_name = "TARGET")]
     target: String,
 }
 

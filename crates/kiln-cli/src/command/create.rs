@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use kiln_api::{CreateSandbox, ExecRequest, MainCommand};
+use kiln_api::{CreateSandbox, ErrorReport, ExecRequest, MainCommand};
 
 use super::{
     run::first_is_command,
     sandbox_args::SandboxArgs,
     shared::{CommandArgs, Connect},
 };
-use crate::{Failure, Output, place::PlaceError, start::Daemon};
+use crate::{Failure, Output, place::Paths, start::Daemon};
 
 /// Create a sandbox without starting it, and print its id
 ///
@@ -46,7 +46,11 @@ impl CreateArgs {
         }
     }
 
-    fn request(self) -> Result<CreateSandbox, PlaceError> {
+    fn request(self, paths: Paths) -> Result<CreateSandbox, Failure> {
+        if self.command.interactive {
+            let text = "nobody's input reaches a main command: --interactive is for run and exec";
+            return Err(Failure::reported(ErrorReport::new("USAGE", text)));
+        }
         let exec = ExecRequest {
             stdin: false,
             ..self.command.request(self.words, false)
@@ -56,7 +60,7 @@ impl CreateArgs {
                 entrypoint: self.entrypoint.map(|program| vec![program]),
                 exec,
             }),
-            ..self.sandbox.request(self.image)?
+            ..self.sandbox.request(self.image, paths)?
         })
     }
 }
@@ -67,7 +71,7 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let (connect, quiet) = (args.connect, args.quiet);
-    let request = args.request()?;
+    let request = args.request(daemon.paths())?;
     let created = daemon
         .ask(async |client| client.create(&request).await)
         .await?;
@@ -95,7 +99,7 @@ mod tests {
             .unwrap()
             .command
         {
-            Command::Create(args) => args.request().unwrap(),
+            Command::Create(args) => args.request(Paths::Here).unwrap(),
             other => panic!("{other:?}"),
         }
     }

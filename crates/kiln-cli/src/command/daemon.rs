@@ -1,11 +1,12 @@
 //! `kiln daemon`.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     time::Duration,
 };
 
-use clap::Args;
+use clap::{ArgMatches, Args, parser::ValueSource};
 use kiln_daemon::{
     Daemon as Server, DaemonConfig, DaemonLock, FirecrackerRelease, HostConfig, OpenError,
     RemoteConfig,
@@ -16,8 +17,8 @@ use tokio::runtime::{Builder, Runtime};
 use super::shared::is_not_running;
 use crate::{
     Failure, Output,
-    place::{Place, PlaceError, absolute},
-    start::{Daemon, Readiness, error_line},
+    place::{Paths, Place, PlaceError, absolute},
+    start::{Daemon, Readiness, Setting, error_line},
 };
 
 /// A daemon that a command started ends after this long without clients and machines.
@@ -122,6 +123,81 @@ pub(crate) struct DaemonArgs {
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
+    /// Whether the command line itself says how it is to be.
+    #[arg(skip)]
+    is_set_up: bool,
+}
+
+/// What says how a daemon is to be.
+const SETTINGS: [&str; 9] = [
+    "idle_exit",
+    "boot_timeout",
+    "firecracker_version",
+    "firecracker_releases",
+    "seccomp_filters",
+    "hook_timeout",
+    "base_images",
+    "max_base_images",
+    "base_image_manifest",
+];
+
+impl DaemonArgs {
+    /// Refuses to set up a daemon that is to end.
+    pub(crate) fn settle(&mut self, matches: &ArgMatches) -> Result<(), &'static str> {
+        // What the environment says is for whatever daemon comes up.
+        let typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        self.is_set_up = SETTINGS.iter().any(typed);
+        if self.stop && self.is_set_up {
+            return Err("'--stop' cannot be used with what sets a daemon up");
+        }
+        Ok(())
+    }
+
+    /// For a daemon in the background, which reads the environment.
+    fn settings(&self) -> Result<Vec<Setting>, Failure> {
+        let seconds = |value: Option<u64>| value.map(|it| it.to_string().into());
+        let filters = self.seccomp_filters.as_deref();
+        let filters = filters.map(|it| Paths::Here.named(it)).transpose()?;
+        let base_images = self.base_images.as_deref().map(absolute).transpose()?;
+        let base_image_manifest = self.base_image_manifest.as_deref().map(manifest);
+        let all: [(&'static str, Option<OsString>); 9] = [
+            ("KILN_IDLE_EXIT", seconds(self.idle_exit)),
+            ("KILN_BOOT_TIMEOUT", seconds(self.boot_timeout)),
+            (
+                "KILN_FIRECRACKER_VERSION",
+                self.firecracker_version.as_ref().map(word),
+            ),
+            (
+                "KILN_FIRECRACKER_RELEASES",
+                self.firecracker_releases.as_ref().map(Into::into),
+            ),
+            ("KILN_SECCOMP_FILTERS", filters.map(Into::into)),
+            ("KILN_HOOK_TIMEOUT", seconds(self.hook_timeout)),
+            ("KILN_BASE_IMAGES", base_images.map(Into::into)),
+            (
+                "KILN_MAX_BASE_IMAGES",
+                self.max_base_images.map(|it| it.to_string().into()),
+            ),
+            (
+                "KILN_BASE_IMAGE_MANIFEST",
+                base_image_manifest.transpose()?.map(Into::into),
+            ),
+        ];
+        let set = all.into_iter();
+        Ok(set
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect())
+    }
+}
+
+/// As it is typed.
+fn word(release: &FirecrackerRelease) -> OsString {
+    match release {
+        FirecrackerRelease::KnownGood => "known-good".into(),
+        FirecrackerRelease::Latest => "latest".into(),
+        FirecrackerRelease::Never => "never".into(),
+        FirecrackerRelease::Pinned(tag) => tag.to_string().into(),
+    }
 }
 
 pub(crate) fn run(args: &DaemonArgs, place: &Place, output: &Output) -> Result<u8, Failure> {
@@ -130,7 +206,11 @@ pub(crate) fn run(args: &DaemonArgs, place: &Place, output: &Output) -> Result<u
         return one_thread()?.block_on(stop(&client, output));
     }
     if args.background {
-        one_thread()?.block_on(client.start())?;
+        let settings = args.settings()?;
+        let is_new = one_thread()?.block_on(client.start_with(place, &settings))?;
+        if !is_new && args.is_set_up {
+            output.warning("a daemon runs already, and goes on as it was started");
+        }
         return Ok(0);
     }
     let result = be_the_daemon(args, place);

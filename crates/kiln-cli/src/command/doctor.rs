@@ -3,7 +3,11 @@
 use clap::Args;
 use kiln_daemon::{Check, HostConfig, Level};
 
-use crate::{Failure, Output, output::table, place::Place};
+use crate::{
+    Failure, Output,
+    output::{format::Show, table},
+    place::Place,
+};
 
 /// Exit code when a check fails.
 const UNFIT: u8 = 1;
@@ -17,13 +21,14 @@ pub(crate) struct DoctorArgs {
     /// Do what is safe: make directories, take others' rights to write there, load modules
     #[arg(long)]
     fix: bool,
+    #[command(flatten)]
+    show: Show<Check>,
 }
 
 pub(crate) async fn run(args: &DoctorArgs, place: &Place, output: &Output) -> Result<u8, Failure> {
     let config = HostConfig::new(&place.data_dir, &place.runtime_dir);
     let checks = kiln_daemon::doctor(&config, args.fix).await;
-    output.line(&render(&checks));
-    output.object(&checks);
+    args.show.list(&checks, output, || render(&checks));
     let fails = checks.iter().any(|check| check.level == Level::Failure);
     Ok(if fails { UNFIT } else { 0 })
 }

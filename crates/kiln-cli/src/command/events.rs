@@ -3,7 +3,11 @@
 use clap::Args;
 use kiln_api::Event;
 
-use crate::{Failure, Output, output::printable, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::{format::Show, printable},
+    start::Daemon,
+};
 
 /// Tell what happens to sandboxes
 ///
@@ -19,6 +23,8 @@ pub(crate) struct EventsArgs {
     /// Only this sandbox, by id or name as it is then
     #[arg(long, short, value_name = "SANDBOX")]
     sandbox: Option<String>,
+    #[command(flatten)]
+    show: Show<Event>,
 }
 
 pub(crate) async fn run(
@@ -31,8 +37,7 @@ pub(crate) async fn run(
         .await?;
     while let Some(event) = events.next().await? {
         if args.wants(&event) {
-            output.line(&line(&event));
-            output.object(&event);
+            args.show.one(&event, output, || line(&event));
         }
     }
     Ok(0)

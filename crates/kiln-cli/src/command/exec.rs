@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::shared::CommandArgs;
+use super::{exec_limits::LimitArgs, shared::CommandArgs};
 use crate::{
     Failure, Output,
     output::span::Millis,
@@ -23,6 +23,8 @@ pub(crate) struct ExecArgs {
     /// End the command with all its processes after this long: 90s, 5m; the exit code is 124 then
     #[arg(long, value_name = "SPAN")]
     timeout: Option<Millis>,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// With a terminal: let the sandbox's time-out end it also while this command runs
     #[arg(long)]
     no_extend_timeout: bool,
@@ -38,11 +40,13 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
+    let limits = args.limits.limits();
     let argv = args.words;
     let shell = argv.is_empty() && !args.detach;
     let mut request = args.command.request(argv, shell);
     request.keep_timeout = args.no_extend_timeout;
     request.timeout_ms = args.timeout.map(Millis::get);
+    request.limits = limits;
     let mut purpose = Purpose::Exec;
     if args.detach {
         purpose = Purpose::Detach;

@@ -1,11 +1,11 @@
 //! `kiln gc`.
 
 use clap::Args;
-use kiln_api::CollectGarbage;
+use kiln_api::{CollectGarbage, Leftover};
 
 use crate::{
     Failure, Output,
-    output::{size, table},
+    output::{format::Show, size, table},
     start::Daemon,
 };
 
@@ -18,6 +18,8 @@ pub(crate) struct GcArgs {
     /// Only tell what would be removed
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    show: Show<Leftover>,
 }
 
 pub(crate) async fn run(
@@ -31,6 +33,11 @@ pub(crate) async fn run(
     let found = daemon
         .ask(async |client| client.collect_garbage(request).await)
         .await?;
+    args.show.list(&found, output, || render(&found));
+    Ok(0)
+}
+
+fn render(found: &[Leftover]) -> String {
     let mut rows = vec![["KIND", "SIZE", "REMOVED", "PATH"].map(str::to_owned)];
     rows.extend(found.iter().map(|it| {
         [
@@ -40,7 +47,5 @@ pub(crate) async fn run(
             it.path.clone(),
         ]
     }));
-    output.line(&table::align(&rows));
-    output.object(&found);
-    Ok(0)
+    table::align(&rows)
 }

@@ -3,16 +3,26 @@
 use clap::Args;
 use kiln_api::{Acceleration, EngineKind, HostInfo};
 
-use crate::{Failure, Output, output::table, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::{format::Show, table},
+    start::Daemon,
+};
 
 /// Tell what the daemon can do here, and why
 #[derive(Debug, Args)]
-pub(crate) struct InfoArgs {}
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    show: Show<HostInfo>,
+}
 
-pub(crate) async fn run(_: &InfoArgs, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+pub(crate) async fn run(
+    args: &InfoArgs,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
     let info = daemon.ask(async |client| client.info().await).await?;
-    output.line(&render(&info));
-    output.object(&info);
+    args.show.one(&info, output, || render(&info));
     Ok(0)
 }
 

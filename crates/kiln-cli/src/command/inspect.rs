@@ -2,11 +2,15 @@
 
 use clap::Args;
 
-use crate::{Failure, Output, start::Daemon};
+use kiln_api::Sandbox;
+
+use crate::{Failure, Output, output::format::Show, start::Daemon};
 
 /// Tell everything about sandboxes, as JSON
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    show: Show<Sandbox>,
     /// Ids, unique prefixes of ids, or names
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
@@ -21,6 +25,6 @@ pub(crate) async fn run(
     for key in &args.sandboxes {
         told.push(daemon.ask(async |client| client.get(key).await).await?);
     }
-    output.pretty(&told);
+    args.show.list_or(&told, output, || output.pretty(&told));
     Ok(0)
 }

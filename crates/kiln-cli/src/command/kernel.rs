@@ -2,7 +2,13 @@
 
 use clap::{Args, Subcommand};
 
-use crate::{Failure, Output, output::table, start::Daemon};
+use kiln_api::Kernel;
+
+use crate::{
+    Failure, Output,
+    output::{format::Show, table},
+    start::Daemon,
+};
 
 /// Guest kernels on this host
 #[derive(Debug, Args)]
@@ -15,7 +21,13 @@ pub(crate) struct KernelArgs {
 enum KernelCommand {
     /// List them
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// Print ids only
+        #[arg(long, short, conflicts_with = "format")]
+        quiet: bool,
+        #[command(flatten)]
+        show: Show<Kernel>,
+    },
 }
 
 pub(crate) async fn run(
@@ -23,8 +35,17 @@ pub(crate) async fn run(
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
-    let KernelCommand::Ls = args.command;
+    let KernelCommand::Ls { quiet, show } = &args.command;
     let kernels = daemon.ask(async |client| client.kernels().await).await?;
+    if *quiet {
+        kernels.iter().for_each(|it| output.line(&it.id));
+        return Ok(0);
+    }
+    show.list(&kernels, output, || render(&kernels));
+    Ok(0)
+}
+
+fn render(kernels: &[Kernel]) -> String {
     let mut rows = vec![["ID", "RELEASE", "MODULES", "SOURCE"].map(str::to_owned)];
     rows.extend(kernels.iter().map(|it| {
         [
@@ -34,7 +55,5 @@ pub(crate) async fn run(
             it.source.clone(),
         ]
     }));
-    output.line(&table::align(&rows));
-    output.object(&kernels);
-    Ok(0)
+    table::align(&rows)
 }

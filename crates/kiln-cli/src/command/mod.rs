@@ -9,7 +9,9 @@ pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod exec_limits;
 pub(crate) mod forward;
+pub(crate) mod fs;
 pub(crate) mod gc;
 pub(crate) mod image;
 pub(crate) mod info;
@@ -17,6 +19,7 @@ pub(crate) mod inspect;
 pub(crate) mod kernel;
 pub(crate) mod lifetime;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod network;
 pub(crate) mod pause;
 pub(crate) mod port;
@@ -43,12 +46,16 @@ use crate::{
     Failure, Output,
     cli::{Cli, Command},
     place::Place,
+    remote,
     start::Daemon,
 };
 
 /// Runs a command; its exit code.
 pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     let place = Place::of(&cli.global)?;
+    if matches!(cli.command, Command::Daemon(_) | Command::Doctor(_)) {
+        remote::refuse_elsewhere(&cli.global)?;
+    }
     if let Command::Daemon(args) = cli.command {
         return daemon::run(&args, &place, output);
     }
@@ -59,7 +66,13 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     let code = match &cli.command {
         // Needs no daemon: it tells why none comes up.
         Command::Doctor(args) => runtime.block_on(doctor::run(args, &place, output)),
-        _ => runtime.block_on(dispatch(cli.command, &Daemon::at(&place), output)),
+        _ => {
+            let daemon = match remote::client(&cli.global)? {
+                Some(client) => Daemon::elsewhere(client),
+                None => Daemon::at(&place),
+            };
+            runtime.block_on(dispatch(cli.command, &daemon, output))
+        }
     };
     // Not dropped: that would wait for what blocks on standard input.
     runtime.shutdown_background();
@@ -88,6 +101,8 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Pull(args) => image::pull(args, daemon, output).await,
         Command::Image(args) => image::run(args, daemon, output).await,
         Command::Volume(args) => volume::run(args, daemon, output).await,
+        Command::Fs(args) => fs::run(args, daemon, output).await,
+        Command::Watch(args) => fs::watch(args, daemon, output).await,
         Command::Snapshot(args) => snapshot::run(args, daemon, output).await,
         Command::Cp(args) => cp::run(args, daemon, output).await,
         Command::Upload(args) => cp::upload(args, daemon, output).await,
@@ -100,6 +115,7 @@ async fn dispatch(command: Command, daemon: &Daemon<'_>, output: &Output) -> Res
         Command::Port(args) => port::run(&args, daemon, output).await,
         Command::Events(args) => events::run(&args, daemon, output).await,
         Command::Gc(args) => gc::run(&args, daemon, output).await,
+        Command::Man(args) => man::run(&args, output),
         Command::Completion(args) => Ok(completion::run(&args, output)),
         Command::Complete(args) => Ok(completion::complete(&args, daemon, output).await),
         Command::Info(args) => info::run(&args, daemon, output).await,

@@ -1,11 +1,13 @@
 //! `kiln ps`.
 
-use std::time::SystemTime;
-
 use clap::Args;
 use kiln_api::{EngineKind, Sandbox};
 
-use crate::{Failure, Output, output::table, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::{format::Show, table},
+    start::Daemon,
+};
 
 /// List sandboxes
 #[derive(Debug, Args)]
@@ -18,8 +20,10 @@ pub(crate) struct PsArgs {
     #[arg(long, short, value_name = "NAME=VALUE")]
     filter: Vec<String>,
     /// Print ids only
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "format")]
     quiet: bool,
+    #[command(flatten)]
+    show: Show<Sandbox>,
 }
 
 impl PsArgs {
@@ -40,16 +44,11 @@ pub(crate) async fn run(
     let all = args.all || args.names_state();
     sandboxes.retain(|sandbox| all || sandbox.state.is_live());
     if args.quiet {
-        sandboxes
-            .iter()
-            .for_each(|sandbox| output.line(&sandbox.id));
-    } else {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        output.line(&render(&sandboxes, now));
+        sandboxes.iter().for_each(|it| output.line(&it.id));
+        return Ok(0);
     }
-    output.object(&sandboxes);
+    let table = || render(&sandboxes, table::now_ms());
+    args.show.list(&sandboxes, output, table);
     Ok(0)
 }
 

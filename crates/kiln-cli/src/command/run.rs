@@ -8,7 +8,7 @@ use kiln_api::RunRequest;
 use super::{sandbox_args::SandboxArgs, shared::CommandArgs};
 use crate::{
     Failure, Output,
-    place::PlaceError,
+    place::Paths,
     session::{self, Purpose},
     start::Daemon,
 };
@@ -51,14 +51,14 @@ impl RunArgs {
         }
     }
 
-    fn request(self) -> Result<RunRequest, PlaceError> {
+    fn request(self, paths: Paths) -> Result<RunRequest, Failure> {
         let argv = self.words;
         let shell = argv.is_empty() && !self.detach;
         let mut exec = self.command.request(argv, shell);
         if self.detach {
             exec.stdin = false;
         }
-        let sandbox = self.sandbox.request(self.image)?;
+        let sandbox = self.sandbox.request(self.image, paths)?;
         Ok(RunRequest {
             sandbox,
             exec,
@@ -90,7 +90,7 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     let timings = args.timings;
-    let request = args.request()?;
+    let request = args.request(daemon.paths())?;
     let purpose = if request.detach {
         Purpose::Detach
     } else {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn request(line: &str) -> RunRequest {
-        typed(line).unwrap().request().unwrap()
+        typed(line).unwrap().request(Paths::Here).unwrap()
     }
 
     fn image_and_command(line: &str) -> (Option<String>, Vec<String>) {

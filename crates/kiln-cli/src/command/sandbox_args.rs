@@ -6,11 +6,7 @@ use clap::{Args, ValueEnum};
 use kiln_api::{CreateSandbox, InitSystem, Protection};
 
 use super::{image::Pull, lifetime::LifetimeArgs, network::RunNetworkArgs, volume::Mount};
-use crate::{
-    cli::Engine,
-    output::size::Mebibytes,
-    place::{PlaceError, absolute},
-};
+use crate::{Failure, cli::Engine, output::size::Mebibytes, place::Paths};
 
 /// The sandbox to make.
 #[derive(Debug, Args)]
@@ -129,10 +125,15 @@ impl SandboxArgs {
     }
 
     /// What is asked of the daemon.
-    pub(super) fn request(self, of_image: Option<String>) -> Result<CreateSandbox, PlaceError> {
+    pub(super) fn request(
+        self,
+        of_image: Option<String>,
+        paths: Paths,
+    ) -> Result<CreateSandbox, Failure> {
+        let host_path = |path: &Path| paths.named(path);
         let request = CreateSandbox {
             name: self.name,
-            image: of_image.map(image).transpose()?,
+            image: of_image.map(|it| image(it, paths)).transpose()?,
             runtime: self.runtime,
             bundle: self.bundle,
             snapshot: self.snapshot,
@@ -158,15 +159,10 @@ impl SandboxArgs {
 }
 
 /// What looks like a path is one, also to the daemon, which stands elsewhere.
-fn image(image: String) -> Result<String, PlaceError> {
-    let path = Path::new(&image);
-    if image.starts_with('.') || path.exists() {
-        host_path(path)
+fn image(image: String, paths: Paths) -> Result<String, Failure> {
+    if paths.is_one(&image) {
+        paths.named(Path::new(&image))
     } else {
         Ok(image)
     }
-}
-
-fn host_path(path: &Path) -> Result<String, PlaceError> {
-    Ok(absolute(path)?.to_string_lossy().into_owned())
 }

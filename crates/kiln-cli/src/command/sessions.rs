@@ -3,7 +3,11 @@
 use clap::Args;
 use kiln_api::{ExitStatus, Session};
 
-use crate::{Failure, Output, output::table, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::{format::Show, table},
+    start::Daemon,
+};
 
 /// List the commands that run in a sandbox, and the last ones that have ended
 ///
@@ -11,8 +15,10 @@ use crate::{Failure, Output, output::table, start::Daemon};
 #[derive(Debug, Args)]
 pub(crate) struct SessionsArgs {
     /// End this session with all its processes
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "format")]
     kill: Option<u64>,
+    #[command(flatten)]
+    show: Show<Session>,
     /// Id, unique prefix of an id, or name
     sandbox: String,
 }
@@ -27,13 +33,13 @@ pub(crate) async fn run(
             .ask(async |client| client.kill(&args.sandbox, session).await)
             .await?;
         output.line(&session.to_string());
+        output.object(&session);
         return Ok(0);
     }
     let sessions = daemon
         .ask(async |client| client.sessions(&args.sandbox).await)
         .await?;
-    output.line(&render(&sessions));
-    output.object(&sessions);
+    args.show.list(&sessions, output, || render(&sessions));
     Ok(0)
 }
 

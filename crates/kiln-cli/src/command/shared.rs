@@ -103,6 +103,7 @@ impl CommandArgs {
             kill_on_detach: true,
             keep_timeout: false,
             timeout_ms: None,
+            limits: None,
         }
     }
 }
@@ -171,6 +172,28 @@ pub(crate) async fn for_each(
         })
         .collect();
     output.object(&shown);
+    outcomes.conclude(output)
+}
+
+/// What became of a path.
+#[derive(Debug, Serialize)]
+struct PathOutcome<'a> {
+    path: &'a str,
+    ok: bool,
+}
+
+/// As [`for_each`], with paths of one sandbox.
+pub(crate) async fn for_each_path(
+    paths: &[String],
+    output: &Output,
+    action: impl AsyncFn(&str) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let outcomes = all(paths, output, |path, ()| path.to_owned(), action).await;
+    let shown = outcomes.told.iter().map(|(path, result)| PathOutcome {
+        path,
+        ok: result.is_some(),
+    });
+    output.object(&shown.collect::<Vec<_>>());
     outcomes.conclude(output)
 }
 

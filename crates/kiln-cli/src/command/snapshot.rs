@@ -1,14 +1,12 @@
 //! `kiln snapshot`.
 
-use std::time::SystemTime;
-
 use clap::{Args, Subcommand};
 use kiln_api::{AfterSnapshot, CreateSnapshot, Snapshot};
 
 use super::shared::for_each;
 use crate::{
     Failure, Output,
-    output::{size::bytes, table},
+    output::{format::Show, size::bytes, table},
     start::Daemon,
 };
 
@@ -41,13 +39,17 @@ enum SnapshotCommand {
     #[command(visible_alias = "list")]
     Ls {
         /// Print ids only
-        #[arg(long, short)]
+        #[arg(long, short, conflicts_with = "format")]
         quiet: bool,
+        #[command(flatten)]
+        show: Show<Snapshot>,
     },
     /// Tell all about a snapshot
     Inspect {
         /// Id, unique prefix of one, or name
         snapshot: String,
+        #[command(flatten)]
+        show: Show<Snapshot>,
     },
     /// Remove snapshots that no sandbox needs
     #[command(visible_aliases = ["remove", "delete"])]
@@ -79,13 +81,12 @@ pub(crate) async fn run(
             output.object(&made);
             Ok(0)
         }
-        SnapshotCommand::Ls { quiet } => list(quiet, daemon, output).await,
-        SnapshotCommand::Inspect { snapshot } => {
+        SnapshotCommand::Ls { quiet, show } => list(quiet, &show, daemon, output).await,
+        SnapshotCommand::Inspect { snapshot, show } => {
             let found = daemon
                 .ask(async |client| client.snapshot(&snapshot).await)
                 .await?;
-            output.line(&details(&found));
-            output.object(&found);
+            show.one(&found, output, || details(&found));
             Ok(0)
         }
         SnapshotCommand::Rm { snapshots } => {
@@ -107,17 +108,18 @@ fn then(no_resume: bool, stop: bool) -> AfterSnapshot {
     }
 }
 
-async fn list(quiet: bool, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+async fn list(
+    quiet: bool,
+    show: &Show<Snapshot>,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
     let snapshots = daemon.ask(async |client| client.snapshots().await).await?;
     if quiet {
         snapshots.iter().for_each(|it| output.line(&it.id));
-    } else {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        output.line(&render(&snapshots, now));
+        return Ok(0);
     }
-    output.object(&snapshots);
+    show.list(&snapshots, output, || render(&snapshots, table::now_ms()));
     Ok(0)
 }
 

@@ -4,9 +4,16 @@ use std::time::Duration;
 
 use clap::Args;
 use kiln_api::{Sandbox, SandboxState, Stats};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Output, output::size, output::table, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::{
+        format::{Fields, Listed, Show, fields_of},
+        size, table,
+    },
+    start::Daemon,
+};
 
 /// What rates are measured over.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -20,6 +27,8 @@ pub(crate) struct StatsArgs {
     /// Go on until Ctrl-C
     #[arg(long, short)]
     follow: bool,
+    #[command(flatten)]
+    show: Show<Shown>,
     /// Ids, unique prefixes of ids, or names; all that run when none is named
     #[arg(value_name = "SANDBOX")]
     sandboxes: Vec<String>,
@@ -28,13 +37,26 @@ pub(crate) struct StatsArgs {
 /// Figures of one sandbox, with rates.
 #[derive(Debug, Serialize)]
 struct Shown {
+    #[serde(flatten)]
+    rates: Rates,
+    #[serde(flatten)]
+    stats: Stats,
+}
+
+/// Whose figures they are, and what is reckoned of two samples.
+#[derive(Debug, Serialize, Deserialize)]
+struct Rates {
     sandbox: String,
     name: Option<String>,
     /// Of one processor: two that are busy are 200.
     cpu_percent: f64,
     host_cpu_percent: Option<f64>,
-    #[serde(flatten)]
-    stats: Stats,
+}
+
+impl Listed for Shown {
+    fn fields() -> Fields {
+        fields_of::<Rates>().and(Stats::fields())
+    }
 }
 
 pub(crate) async fn run(
@@ -47,8 +69,7 @@ pub(crate) async fn run(
         tokio::time::sleep(SAMPLE).await;
         let after = sample(args, daemon).await?;
         let shown = rates(before, after);
-        output.line(&render(&shown));
-        output.object(&shown);
+        args.show.list(&shown, output, || render(&shown));
         if !args.follow {
             return Ok(0);
         }
@@ -90,11 +111,14 @@ fn rates(before: Vec<(Sandbox, Stats)>, after: Vec<(Sandbox, Stats)>) -> Vec<Sho
         let first = first.map_or(&stats, |(_, stats)| stats);
         let span = stats.at_ms.saturating_sub(first.at_ms);
         let host = stats.host_cpu_ms.zip(first.host_cpu_ms);
-        Shown {
+        let rates = Rates {
             cpu_percent: percent(stats.cpu_busy_ms, first.cpu_busy_ms, span),
             host_cpu_percent: host.map(|(now, then)| percent(now, then, span)),
             sandbox: sandbox.id,
             name: sandbox.name,
+        };
+        Shown {
+            rates,
             stats: stats.clone(),
         }
     });
@@ -115,7 +139,7 @@ fn render(shown: &[Shown]) -> String {
     ];
     let mut rows = vec![heads.map(str::to_owned)];
     rows.extend(shown.iter().map(|it| {
-        let stats = &it.stats;
+        let (stats, rates) = (&it.stats, &it.rates);
         let used = stats.mem_total_kib.saturating_sub(stats.mem_available_kib);
         let pair = |used: u64, of: u64| {
             format!(
@@ -125,9 +149,9 @@ fn render(shown: &[Shown]) -> String {
             )
         };
         [
-            it.sandbox.clone(),
-            it.name.clone().unwrap_or_else(|| "-".to_owned()),
-            format!("{:.1}%", it.cpu_percent),
+            rates.sandbox.clone(),
+            rates.name.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{:.1}%", rates.cpu_percent),
             pair(used, stats.mem_total_kib),
             stats.host_mem_kib.map_or_else(
                 || "-".to_owned(),

@@ -1,6 +1,6 @@
 //! `kiln update` and `kiln rename`.
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use kiln_api::UpdateSandbox;
 
 use super::{
@@ -18,6 +18,9 @@ use crate::{
 /// What is not named stays as it is. Processors and memory change only while a sandbox is stopped;
 /// the network's policy is changed by `kiln network update`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args([
+    "label", "unlabel", "project", "timeout", "idle_timeout", "restart", "rm", "cpus", "memory",
+]))]
 pub(crate) struct UpdateArgs {
     /// Set a label
     #[arg(long, value_name = "NAME[=VALUE]")]
@@ -140,7 +143,7 @@ mod tests {
 
     #[test]
     fn only_what_is_named_changes() {
-        assert_eq!(json("kiln update a"), "{}");
+        assert!(Cli::try_parse_from(["kiln", "update", "a"]).is_err());
         assert_eq!(
             json("kiln update --timeout none --idle-timeout 5m --rm a b"),
             r#"{"timeout_ms":null,"idle_timeout_ms":300000,"remove_on_stop":true}"#

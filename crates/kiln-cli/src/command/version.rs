@@ -2,23 +2,33 @@
 
 use clap::Args;
 use kiln_api::Version;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::shared::is_not_running;
-use crate::{Failure, Output, start::Daemon};
+use crate::{
+    Failure, Output,
+    output::format::{Show, listed},
+    start::Daemon,
+};
 
 /// Print the versions of this program and of the daemon, if one runs
 #[derive(Debug, Args)]
-pub(crate) struct VersionArgs {}
+pub(crate) struct VersionArgs {
+    #[command(flatten)]
+    show: Show<Versions>,
+}
 
-#[derive(Debug, Serialize)]
+/// Of this program and the daemon.
+#[derive(Debug, Serialize, Deserialize)]
 struct Versions {
-    version: &'static str,
+    version: String,
     daemon: Option<Version>,
 }
 
+listed!(Versions);
+
 pub(crate) async fn run(
-    _: &VersionArgs,
+    args: &VersionArgs,
     daemon: &Daemon<'_>,
     output: &Output,
 ) -> Result<u8, Failure> {
@@ -27,14 +37,18 @@ pub(crate) async fn run(
         Err(error) if is_not_running(&error) => None,
         Err(error) => return Err(error.into()),
     };
-    output.line(&format!("kiln {}", kiln_daemon::VERSION));
-    output.line(&match &running {
+    let versions = Versions {
+        version: kiln_daemon::VERSION.to_owned(),
+        daemon: running,
+    };
+    args.show.one(&versions, output, || in_words(&versions));
+    Ok(0)
+}
+
+fn in_words(versions: &Versions) -> String {
+    let daemon = match &versions.daemon {
         Some(it) => format!("daemon {} (process {})", it.version, it.pid),
         None => "daemon not running".to_owned(),
-    });
-    output.object(&Versions {
-        version: kiln_daemon::VERSION,
-        daemon: running,
-    });
-    Ok(0)
+    };
+    format!("kiln {}\n{daemon}", versions.version)
 }

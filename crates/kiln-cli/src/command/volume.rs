@@ -1,6 +1,6 @@
 //! `kiln volume`.
 
-use std::{path::PathBuf, str::FromStr, time::SystemTime};
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand};
 use kiln_api::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
@@ -8,10 +8,10 @@ use kiln_api::{CreateVolume, ExportVolume, ResizeVolume, Volume, VolumeMount};
 use crate::{
     Failure, Output,
     output::{
+        format::Show,
         size::{Mebibytes, bytes},
         table,
     },
-    place::absolute,
     start::Daemon,
 };
 
@@ -36,13 +36,17 @@ enum VolumeCommand {
     #[command(visible_alias = "list")]
     Ls {
         /// Print names only
-        #[arg(long, short)]
+        #[arg(long, short, conflicts_with = "format")]
         quiet: bool,
+        #[command(flatten)]
+        show: Show<Volume>,
     },
     /// Tell all about a volume
     Inspect {
         /// The volume
         name: String,
+        #[command(flatten)]
+        show: Show<Volume>,
     },
     /// Remove volumes and all they hold
     #[command(visible_alias = "remove")]
@@ -148,18 +152,17 @@ pub(crate) async fn run(
             let request = CreateVolume {
                 name,
                 size_bytes: size.map(in_bytes),
-                import: Some(absolute(&file)?.to_string_lossy().into_owned()),
+                import: Some(daemon.paths().named(&file)?),
                 ..CreateVolume::default()
             };
             create(&request, daemon, output).await
         }
-        VolumeCommand::Ls { quiet } => list(quiet, daemon, output).await,
-        VolumeCommand::Inspect { name } => {
+        VolumeCommand::Ls { quiet, show } => list(quiet, &show, daemon, output).await,
+        VolumeCommand::Inspect { name, show } => {
             let volume = daemon
                 .ask(async |client| client.volume(&name).await)
                 .await?;
-            output.line(&details(&volume));
-            output.object(&volume);
+            show.one(&volume, output, || details(&volume));
             Ok(0)
         }
         VolumeCommand::Rm { names } => remove(&names, daemon, output).await,
@@ -175,7 +178,7 @@ pub(crate) async fn run(
         }
         VolumeCommand::Export { name, file } => {
             let request = ExportVolume {
-                path: absolute(&file)?.to_string_lossy().into_owned(),
+                path: daemon.paths().named(&file)?,
             };
             daemon
                 .ask(async |client| client.export_volume(&name, &request).await)
@@ -198,17 +201,18 @@ async fn create(
     Ok(0)
 }
 
-async fn list(quiet: bool, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+async fn list(
+    quiet: bool,
+    show: &Show<Volume>,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
     let volumes = daemon.ask(async |client| client.volumes().await).await?;
     if quiet {
         volumes.iter().for_each(|volume| output.line(&volume.name));
-    } else {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        output.line(&render(&volumes, now));
+        return Ok(0);
     }
-    output.object(&volumes);
+    show.list(&volumes, output, || render(&volumes, table::now_ms()));
     Ok(0)
 }
 

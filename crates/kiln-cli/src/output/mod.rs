@@ -1,5 +1,6 @@
 //! What is printed, and where: results to standard output, all else to standard error.
 
+pub(crate) mod format;
 pub(crate) mod progress;
 pub(crate) mod size;
 pub(crate) mod span;

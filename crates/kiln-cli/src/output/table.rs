@@ -1,18 +1,22 @@
 //! Text in columns.
 
+use std::time::SystemTime;
+
 /// Rows with each column as wide as its widest cell, two spaces between.
-pub(crate) fn align<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
+pub(crate) fn align<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
     for row in rows {
+        let row = row.as_ref();
+        widths.resize(widths.len().max(row.len()), 0);
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let lines: Vec<_> = rows.iter().map(|row| line(row, &widths)).collect();
+    let lines: Vec<_> = rows.iter().map(|row| line(row.as_ref(), &widths)).collect();
     lines.join("\n")
 }
 
-fn line<const N: usize>(row: &[String; N], widths: &[usize; N]) -> String {
+fn line(row: &[String], widths: &[usize]) -> String {
     let cells: Vec<_> = row
         .iter()
         .zip(widths)
@@ -24,6 +28,13 @@ fn line<const N: usize>(row: &[String; N], widths: &[usize; N]) -> String {
         })
         .collect();
     cells.join("  ").trim_end().to_owned()
+}
+
+/// This moment, to tell ages from.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A span of time in its largest unit that says enough.

@@ -167,6 +167,15 @@ pub(super) fn exec_spec(request: kiln_api::ExecRequest) -> ExecSpec {
         main: false,
         keep_timeout: request.keep_timeout,
         timeout_ms: request.timeout_ms,
+        limits: request.limits.map(exec_limits).unwrap_or_default(),
+    }
+}
+
+fn exec_limits(limits: kiln_api::ExecLimits) -> kiln::ExecLimits {
+    kiln::ExecLimits {
+        mem_mib: limits.mem_mib,
+        processes: limits.processes,
+        cpu_milli: limits.cpu_milli,
     }
 }
 
@@ -322,6 +331,22 @@ pub(super) fn file(info: kiln::FileInfo) -> kiln_api::FileInfo {
         size: info.size,
         mtime_ms: info.mtime_ms,
         link: info.link,
+    }
+}
+
+pub(super) fn file_change(change: kiln::FileChange) -> kiln_api::FileChange {
+    kiln_api::FileChange {
+        kind: match change.kind {
+            kiln::ChangeKind::Created => kiln_api::ChangeKind::Created,
+            kiln::ChangeKind::Modified => kiln_api::ChangeKind::Modified,
+            kiln::ChangeKind::Attributes => kiln_api::ChangeKind::Attributes,
+            kiln::ChangeKind::Removed => kiln_api::ChangeKind::Removed,
+            kiln::ChangeKind::MovedFrom => kiln_api::ChangeKind::MovedFrom,
+            kiln::ChangeKind::MovedTo => kiln_api::ChangeKind::MovedTo,
+            kiln::ChangeKind::Lost => kiln_api::ChangeKind::Lost,
+        },
+        path: change.path,
+        directory: change.directory,
     }
 }
 

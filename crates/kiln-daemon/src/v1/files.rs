@@ -12,8 +12,8 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use kiln::{TreeDownload, Upload};
-use kiln_api::{FileInfo, MakeDirectory, MoveFile, TREE_TYPE};
+use kiln::{FileWatch, TreeDownload, Upload};
+use kiln_api::{FileChange, FileInfo, MakeDirectory, MoveFile, TREE_TYPE};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -36,6 +36,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/v1/sandboxes/{key}/files", get(stat).delete(remove))
         .route("/v1/sandboxes/{key}/files/list", get(list))
+        .route("/v1/sandboxes/{key}/files/watch", get(watch))
         .route("/v1/sandboxes/{key}/files/mkdir", post(make_directory))
         .route("/v1/sandboxes/{key}/files/move", post(rename))
         .route("/v1/sandboxes/{key}/tree", get(download).put(upload))
@@ -50,10 +51,10 @@ struct PathOptions {
     follow: bool,
 }
 
-/// What is removed.
+/// What is removed or watched.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RemoveOptions {
+struct RecursiveOptions {
     path: String,
     #[serde(default)]
     recursive: bool,
@@ -87,6 +88,36 @@ async fn list(
     Ok(Json(files.into_iter().map(convert::file).collect()))
 }
 
+async fn watch(
+    State(app): State<App>,
+    Extension(connection): Extension<Connection>,
+    Named(key): Named<String>,
+    Options(options): Options<RecursiveOptions>,
+) -> Result<Response, ApiError> {
+    let watch = app.host.watch_files(&key, &options.path, options.recursive);
+    let source = (watch.await?, connection);
+    let body = HttpBody::from_stream(stream::unfold(source, next_change));
+    Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
+}
+
+/// The next change as an event; an error breaks the body off.
+async fn next_change(
+    (mut watch, connection): (FileWatch, Connection),
+) -> Option<(io::Result<Bytes>, (FileWatch, Connection))> {
+    let change = tokio::select! {
+        change = watch.next() => change.map_err(|error| io::Error::other(error.message())),
+        () = connection.lifetime().stopping() => Err(io::Error::other("the daemon ends")),
+    };
+    let event = change.map(|it| it.map(|change| in_bytes(convert::file_change(change))));
+    Some((event.transpose()?, (watch, connection)))
+}
+
+fn in_bytes(change: FileChange) -> Bytes {
+    // Without a line break: JSON has none of its own.
+    let json = serde_json::to_string(&change).unwrap_or_default();
+    format!("event: {}\ndata: {json}\n\n", change.kind.as_str()).into()
+}
+
 async fn make_directory(
     State(app): State<App>,
     Named(key): Named<String>,
@@ -114,7 +145,7 @@ async fn rename(
 async fn remove(
     State(app): State<App>,
     Named(key): Named<String>,
-    Options(options): Options<RemoveOptions>,
+    Options(options): Options<RecursiveOptions>,
 ) -> Result<StatusCode, ApiError> {
     let removing = app.host.remove_file(&key, &options.path, options.recursive);
     removing.await?;

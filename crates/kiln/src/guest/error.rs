@@ -83,6 +83,8 @@ pub enum Refusal {
     FileRefused,
     /// The request makes no sense to the agent.
     BadRequest,
+    /// The guest's kernel cannot hold a command to limits.
+    NoLimits,
     /// Something failed in the guest.
     Internal,
 }
@@ -129,6 +131,7 @@ impl From<WireError> for GuestError {
             ErrorCode::PortClosed => Refusal::PortClosed,
             ErrorCode::NoSuchFile => Refusal::NoSuchFile,
             ErrorCode::FileRefused => Refusal::FileRefused,
+            ErrorCode::NoLimits => Refusal::NoLimits,
             ErrorCode::BadRequest | ErrorCode::Flooded => Refusal::BadRequest,
             ErrorCode::Unspecified | ErrorCode::Internal => Refusal::Internal,
         };

@@ -6,6 +6,7 @@
 //! and nothing that a guest sends makes this room panic or grow. It knows nothing of machines
 //! and sandboxes.
 
+mod changes;
 mod connection;
 mod error;
 mod files;
@@ -29,6 +30,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use changes::FileWatch;
 pub(crate) use error::{GuestError, Refusal};
 pub use files::{TreeDownload, TreeUpload};
 pub use port::PortStream;
@@ -225,6 +227,10 @@ impl GuestLink {
     }
 
     async fn start(&self, exec: Exec) -> Result<ExecSession, GuestError> {
+        if exec.limits.is_some() {
+            // One that does not know them would ignore them.
+            self.speaks(version::EXEC_LIMITS, "limit a command").await?;
+        }
         let has_terminal = exec.tty.is_some();
         let request = Request::of(request::Kind::Exec(exec));
         let (up, operation, kind) = self.shared.call_once(&request).await?;
@@ -308,12 +314,7 @@ impl GuestLink {
     /// [`Refusal::PortClosed`] when nothing listens there; [`Refusal::TooOld`] when the agent cannot
     /// do that; no connection or answer in time.
     pub(crate) async fn connect(&self, port: u16) -> Result<PortStream, GuestError> {
-        if self.ready_within(ANSWER).await?.version < version::CONNECT {
-            return Err(GuestError::Refused {
-                kind: Refusal::TooOld,
-                message: "the guest's agent is too old to forward ports".to_owned(),
-            });
-        }
+        self.speaks(version::CONNECT, "forward ports").await?;
         let port = u32::from(port);
         let request = Request::of(request::Kind::Connect(Connect { port }));
         match self.shared.call_once(&request).await? {
@@ -322,6 +323,17 @@ impl GuestLink {
                 "it answers a connect with something else",
             )),
         }
+    }
+
+    /// Refuses what needs an agent of at least this version.
+    async fn speaks(&self, needed: u32, what: &str) -> Result<(), GuestError> {
+        if self.ready_within(ANSWER).await?.version >= needed {
+            return Ok(());
+        }
+        Err(GuestError::Refused {
+            kind: Refusal::TooOld,
+            message: format!("the guest's agent is too old to {what}"),
+        })
     }
 
     async fn ready_within(&self, patience: Duration) -> Result<Arc<AgentInfo>, GuestError> {

@@ -8,8 +8,8 @@ use kiln_api::{BaseImage, BasePreset, PullBaseImage, stream::ServerControl};
 use super::transfer;
 use crate::{
     Failure, Output,
-    output::{size::bytes, table},
-    place::{PlaceError, absolute},
+    output::{format::Show, size::bytes, table},
+    place::Paths,
     start::Daemon,
 };
 
@@ -28,8 +28,10 @@ enum BundleCommand {
     #[command(visible_alias = "list")]
     Ls {
         /// Print ids only
-        #[arg(long, short)]
+        #[arg(long, short, conflicts_with = "format")]
         quiet: bool,
+        #[command(flatten)]
+        show: Show<BaseImage>,
     },
     /// Fetch a base image, or verify the one that is here
     Pull {
@@ -74,16 +76,15 @@ pub(super) async fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     match args.command {
-        BundleCommand::Ls { quiet } => {
+        BundleCommand::Ls { quiet, show } => {
             let images = daemon
                 .ask(async |client| client.base_images().await)
                 .await?;
             if quiet {
                 images.iter().for_each(|image| output.line(&image.id));
-            } else {
-                output.line(&list(&images));
+                return Ok(0);
             }
-            output.object(&images);
+            show.list(&images, output, || list(&images));
             Ok(0)
         }
         BundleCommand::Pull {
@@ -93,7 +94,7 @@ pub(super) async fn run(
         } => {
             let request = PullBaseImage {
                 preset: preset.into(),
-                manifest: manifest.map(place).transpose()?,
+                manifest: manifest.map(|it| place(it, daemon.paths())).transpose()?,
                 force_download,
             };
             pull(&request, daemon, output).await
@@ -102,12 +103,11 @@ pub(super) async fn run(
 }
 
 /// A path means the same to the daemon, which stands elsewhere.
-fn place(manifest: String) -> Result<String, PlaceError> {
+fn place(manifest: String, paths: Paths) -> Result<String, Failure> {
     if manifest.contains("://") {
         return Ok(manifest);
     }
-    let path = absolute(Path::new(&manifest))?;
-    Ok(path.to_string_lossy().into_owned())
+    paths.named(Path::new(&manifest))
 }
 
 async fn pull(

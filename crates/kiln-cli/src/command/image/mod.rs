@@ -4,15 +4,18 @@ mod bundle;
 mod shown;
 mod transfer;
 
-use std::{path::PathBuf, time::SystemTime};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use kiln_api::{ImportImage, PruneImages, PullImage, PullPolicy, TagImage};
+use kiln_api::{Image, ImportImage, PruneImages, PullImage, PullPolicy, TagImage};
 
 use crate::{
     Failure, Output,
-    output::size::{Mebibytes, Span, bytes},
-    place::absolute,
+    output::{
+        format::Show,
+        size::{Mebibytes, Span, bytes},
+        table,
+    },
     start::Daemon,
 };
 
@@ -65,13 +68,17 @@ enum ImageCommand {
         #[arg(long, short)]
         all: bool,
         /// Print ids only
-        #[arg(long, short)]
+        #[arg(long, short, conflicts_with = "format")]
         quiet: bool,
+        #[command(flatten)]
+        show: Show<Image>,
     },
     /// Tell all about an image
     Inspect {
         /// Name, id, or the beginning of an id
         image: String,
+        #[command(flatten)]
+        show: Show<Image>,
     },
     Pull(PullArgs),
     /// Give an image one more name
@@ -152,13 +159,20 @@ pub(crate) async fn run(
     output: &Output,
 ) -> Result<u8, Failure> {
     match args.command {
-        ImageCommand::Ls { all, quiet } => list(all, quiet, daemon, output).await,
-        ImageCommand::Inspect { image } => {
+        ImageCommand::Ls { all, quiet, show } => {
+            let images = daemon.ask(async |client| client.images(all).await).await?;
+            if quiet {
+                images.iter().for_each(|image| output.line(&image.id));
+                return Ok(0);
+            }
+            show.list(&images, output, || shown::list(&images, table::now_ms()));
+            Ok(0)
+        }
+        ImageCommand::Inspect { image, show } => {
             let image = daemon
                 .ask(async |client| client.image(&image).await)
                 .await?;
-            output.line(&shown::details(&image));
-            output.object(&image);
+            show.one(&image, output, || shown::details(&image));
             Ok(0)
         }
         ImageCommand::Pull(args) => pull(args, daemon, output).await,
@@ -186,7 +200,7 @@ pub(crate) async fn run(
             prune(request, daemon, output).await
         }
         ImageCommand::Import { file, name } => {
-            let path = absolute(&file)?.to_string_lossy().into_owned();
+            let path = daemon.paths().named(&file)?;
             let request = ImportImage { path, name };
             let stream = daemon
                 .ask(async |client| client.import_image(&request).await)
@@ -209,20 +223,6 @@ pub(crate) async fn run(
             transfer::write(archive, args.output.as_deref()).await
         }
     }
-}
-
-async fn list(all: bool, quiet: bool, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
-    let images = daemon.ask(async |client| client.images(all).await).await?;
-    if quiet {
-        images.iter().for_each(|image| output.line(&image.id));
-    } else {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        output.line(&shown::list(&images, now));
-    }
-    output.object(&images);
-    Ok(0)
 }
 
 /// Removes each; tells every failure and goes on.
@@ -300,7 +300,7 @@ mod tests {
     fn every_command_is_understood() {
         for line in [
             "kiln image ls",
-            "kiln image ls -a -q --json",
+            "kiln image ls -a -q",
             "kiln image inspect alpine:3",
             "kiln image pull localhost:5000/a/b@sha256:00",
             "kiln image tag a b",

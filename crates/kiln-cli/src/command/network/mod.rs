@@ -8,12 +8,12 @@ mod shown;
 use std::{convert::Infallible, net::Ipv4Addr, str::FromStr};
 
 use clap::{ArgGroup, Args, Subcommand};
-use kiln_api::{NetworkMode, NetworkRequest, ProofOutcome};
+use kiln_api::{NamedNetwork, NetworkMode, NetworkProof, NetworkRequest, ProofOutcome};
 
-use crate::{Failure, Output, failure::FAILED, start::Daemon};
+use crate::{Failure, Output, failure::FAILED, output::format::Show, start::Daemon};
 use named::CreateArgs;
 use policy::PolicyArgs;
-use shown::{proofs_in_words, show, show_named};
+use shown::{Either, proofs_in_words, show, show_named};
 
 /// Networks: what sandboxes may reach, and those that they share
 ///
@@ -32,13 +32,18 @@ enum NetworkCommand {
     #[command(visible_alias = "list")]
     Ls {
         /// Print names only
-        #[arg(long, short)]
+        #[arg(long, short, conflicts_with = "format")]
         quiet: bool,
+        #[command(flatten)]
+        show: Show<NamedNetwork>,
     },
     /// Tell what a sandbox, or a network's members, may reach, and where they are
     Inspect {
         /// A network, or a sandbox's id, unique prefix of one, or name
+        #[arg(id = "sandbox_or_network", value_name = "NAME")]
         name: String,
+        #[command(flatten)]
+        show: Show<Either>,
     },
     /// Replace the policy of a sandbox or a network; of a running one at once
     ///
@@ -49,6 +54,7 @@ enum NetworkCommand {
     ]))]
     Update {
         /// A network, or a sandbox's id, unique prefix of one, or name
+        #[arg(id = "sandbox_or_network", value_name = "NAME")]
         name: String,
         #[command(flatten)]
         policy: Box<PolicyArgs>,
@@ -66,6 +72,8 @@ enum NetworkCommand {
     Verify {
         /// Id, unique prefix of one, or name
         sandbox: String,
+        #[command(flatten)]
+        show: Show<NetworkProof>,
     },
 }
 
@@ -139,16 +147,17 @@ pub(crate) async fn run(
 ) -> Result<u8, Failure> {
     match args.command {
         NetworkCommand::Create(args) => named::create(*args, daemon, output).await,
-        NetworkCommand::Ls { quiet } => named::list(quiet, daemon, output).await,
+        NetworkCommand::Ls { quiet, show } => named::list(quiet, &show, daemon, output).await,
         NetworkCommand::Rm { names } => named::remove(&names, daemon, output).await,
-        NetworkCommand::Inspect { name } => {
-            match named_or_sandbox(daemon.ask(async |it| it.named_network(&name).await).await)? {
-                Some(network) => show_named(&network, output),
-                None => show(
-                    &daemon.ask(async |it| it.network(&name).await).await?,
-                    output,
-                ),
-            }
+        NetworkCommand::Inspect { name, show } => {
+            let named = daemon.ask(async |it| it.named_network(&name).await).await;
+            let network = match named_or_sandbox(named)? {
+                Some(network) => Either::Named(Box::new(network)),
+                None => Either::Own(Box::new(
+                    daemon.ask(async |it| it.network(&name).await).await?,
+                )),
+            };
+            show.one(&network, output, || network.in_words());
             Ok(0)
         }
         NetworkCommand::Update { name, policy } => {
@@ -163,12 +172,11 @@ pub(crate) async fn run(
             }
             Ok(0)
         }
-        NetworkCommand::Verify { sandbox } => {
+        NetworkCommand::Verify { sandbox, show } => {
             let proofs = daemon
                 .ask(async |client| client.verify_network(&sandbox).await)
                 .await?;
-            output.line(&proofs_in_words(&proofs));
-            output.object(&proofs);
+            show.list(&proofs, output, || proofs_in_words(&proofs));
             let broken = proofs
                 .iter()
                 .any(|proof| proof.outcome == ProofOutcome::Broken);

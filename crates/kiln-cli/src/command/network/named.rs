@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kiln_api::{CreateNetwork, WireGuardRequest};
+use kiln_api::{CreateNetwork, NamedNetwork, WireGuardRequest};
 
 use super::policy::PolicyArgs;
 use super::shown::{list_in_words, show_named};
-use crate::{Failure, Output, start::Daemon};
+use crate::{Failure, Output, output::format::Show, start::Daemon};
 
 /// Longer than any description of a tunnel that the daemon takes.
 const MOST_TEXT: u64 = 64 << 10;
@@ -108,16 +108,18 @@ pub(super) async fn create(
     Ok(0)
 }
 
-pub(super) async fn list(quiet: bool, daemon: &Daemon<'_>, output: &Output) -> Result<u8, Failure> {
+pub(super) async fn list(
+    quiet: bool,
+    show: &Show<NamedNetwork>,
+    daemon: &Daemon<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
     let networks = daemon.ask(async |client| client.networks().await).await?;
     if quiet {
-        for network in &networks {
-            output.line(&network.name);
-        }
-    } else {
-        output.line(&list_in_words(&networks));
+        networks.iter().for_each(|it| output.line(&it.name));
+        return Ok(0);
     }
-    output.object(&networks);
+    show.list(&networks, output, || list_in_words(&networks));
     Ok(0)
 }
 

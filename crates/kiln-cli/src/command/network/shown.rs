@@ -5,8 +5,39 @@ use kiln_api::{
     RuleAction,
 };
 
+use serde::Serialize;
+
 use super::rule::Rule;
-use crate::{Output, output::table};
+use crate::{
+    Output,
+    output::{
+        format::{Fields, Listed},
+        table,
+    },
+};
+
+/// A network that has a name, or that of a sandbox.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Either {
+    Named(Box<NamedNetwork>),
+    Own(Box<Network>),
+}
+
+impl Listed for Either {
+    fn fields() -> Fields {
+        NamedNetwork::fields().and(Network::fields())
+    }
+}
+
+impl Either {
+    pub(super) fn in_words(&self) -> String {
+        match self {
+            Self::Named(network) => named_in_words(network),
+            Self::Own(network) => in_words(network),
+        }
+    }
+}
 
 pub(super) fn show(network: &Network, output: &Output) {
     output.line(&in_words(network));

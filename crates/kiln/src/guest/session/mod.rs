@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use kiln_agent_proto::message::{
-    Attached, EnvVar, Exec, Exited, Started, WindowSize, session_input,
+    self, Attached, EnvVar, Exec, Exited, Started, WindowSize, session_input,
 };
 use tokio::sync::Notify;
 
 use super::Shared;
 use super::connection::Operation;
 use super::error::GuestError;
-use crate::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec, TerminalSize};
+use crate::exec::{ExecExit, ExecInput, ExecLimits, ExecOutput, ExecSpec, TerminalSize};
 use queues::{InputQueue, OutputQueue};
 
 /// A command that runs in a guest, with this client attached.
@@ -300,8 +300,19 @@ pub(super) fn wire_spec(spec: &ExecSpec) -> Exec {
         stdin: spec.stdin,
         kill_on_detach: spec.kill_on_detach,
         timeout_ms: spec.timeout_ms.unwrap_or(0),
+        limits: wire_limits(spec.limits),
         ..Exec::default()
     }
+}
+
+/// None when there are none: then the agent need not know of limits.
+fn wire_limits(limits: ExecLimits) -> Option<message::ExecLimits> {
+    let wire = message::ExecLimits {
+        memory_bytes: u64::from(limits.mem_mib.unwrap_or(0)) << 20,
+        processes: limits.processes.unwrap_or(0),
+        cpu_milli: limits.cpu_milli.unwrap_or(0),
+    };
+    (wire != message::ExecLimits::default()).then_some(wire)
 }
 
 fn wire_size(size: TerminalSize) -> WindowSize {

@@ -1,11 +1,12 @@
 //! Much data, many sessions, whole trees of processes, and the end.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::support::{Agent, collect, connected, gone, is_alive, run, shell, spec, until, within};
-use crate::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec};
+use crate::exec::{ExecExit, ExecInput, ExecLimits, ExecOutput, ExecSpec};
 use crate::guest::{PowerIntent, Refusal};
 
 /// Resident memory in KiB.
@@ -193,7 +194,10 @@ impl TestCgroup {
                 .join("cgroup.controllers")
                 .exists()
         })?;
-        let path = std::path::Path::new(root).join(format!("kiln-test-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kiln-test-{}-{number}", std::process::id());
+        let path = std::path::Path::new(root).join(name);
         std::fs::create_dir(&path).ok()?;
         path.join("cgroup.kill").exists().then_some(Self(path))
     }
@@ -303,4 +307,31 @@ async fn signals_to_process_1_end_the_guest() {
         wind_down(agent, link.clone()).await;
         assert_eq!(link.power_intent(), Some(intent), "{signal}");
     }
+}
+
+/// Where the host's kernel has the controllers; a guest's is tested by `e2e`.
+#[tokio::test]
+async fn limits_that_a_kernel_lacks_are_refused_and_nothing_runs() {
+    let Some(cgroup) = TestCgroup::new() else {
+        eprintln!("SKIPPED: limits_that_a_kernel_lacks_are_refused: no cgroup2 to write to");
+        return;
+    };
+    let (agent, link) = connected(&["--cgroup", &cgroup.0.display().to_string()]).await;
+    let mark = agent.dir.path().join("ran");
+    let limits = ExecLimits {
+        processes: Some(1),
+        ..ExecLimits::default()
+    };
+    let limited = ExecSpec {
+        limits,
+        ..shell(&format!("touch {}; sleep 1 & exit 3", mark.display()))
+    };
+    let controllers = std::fs::read_to_string(cgroup.0.join("cgroup.controllers")).unwrap();
+    if controllers.contains("pids") {
+        assert_ne!(run(&link, &limited).await.exit, Some(ExecExit::Code(3)));
+        return;
+    }
+    let refused = within(link.exec(&limited)).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(Refusal::NoLimits), "{refused}");
+    assert!(!mark.exists());
 }

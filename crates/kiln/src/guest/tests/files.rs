@@ -7,9 +7,10 @@ use kiln_tree::wire::{Decoder, encode};
 use kiln_tree::{Entry, Follow, Item, Kind, TreeReader, TreeWriter, WriteOptions};
 use tempfile::tempdir;
 
-use super::support::{connected, shell, within};
+use super::support::{connected, run, shell, within};
 use crate::exec::ExecExit;
-use crate::guest::{GuestError, GuestLink, Refusal, TreeUpload};
+use crate::files::ChangeKind;
+use crate::guest::{FileWatch, GuestError, GuestLink, Refusal, TreeUpload};
 use crate::sandbox::activity::Activity;
 
 async fn begin(link: &GuestLink, path: &str) -> Result<TreeUpload, GuestError> {
@@ -172,4 +173,93 @@ async fn b3_2_a_commands_time_out_ends_it_with_its_children() {
     };
     let outcome = super::support::run(&link, &quick).await;
     assert_eq!(outcome.exit, Some(ExecExit::Code(3)));
+}
+
+async fn watched(link: &GuestLink, path: &str, recursive: bool) -> Result<FileWatch, GuestError> {
+    let request = message::Watch {
+        path: path.into(),
+        recursive,
+    };
+    within(link.watch(request, Activity::new().begin(false))).await
+}
+
+#[tokio::test]
+async fn b3_4_changes_are_told_until_what_is_watched_is_gone() {
+    let (_agent, link) = connected(&[]).await;
+    let dir = tempdir().unwrap();
+    let root = dir.path().join("watched");
+    fs::create_dir(&root).unwrap();
+    let mut watch = watched(&link, root.to_str().unwrap(), true).await.unwrap();
+    // A name that a terminal would obey, or that would break a line, comes as it is.
+    let hostile = root.join("a\n\u{1b}[2J");
+    fs::create_dir(&hostile).unwrap();
+    let created = within(watch.next()).await.unwrap().unwrap();
+    assert_eq!(created.kind, ChangeKind::Created);
+    assert_eq!(created.path, hostile.to_str().unwrap());
+    assert!(created.directory);
+    // It is watched too, since it was made later.
+    let inner = hostile.join("inner");
+    let seen = within(async {
+        // Until the agent has come to it, nobody watches: made as often as it takes.
+        loop {
+            fs::write(&inner, "x").unwrap();
+            let next = tokio::time::timeout(std::time::Duration::from_millis(200), watch.next());
+            if let Ok(change) = next.await {
+                return change.unwrap().unwrap();
+            }
+        }
+    });
+    assert_eq!(seen.await.path, inner.to_str().unwrap());
+    fs::remove_dir_all(&root).unwrap();
+    let mut kinds = Vec::new();
+    while let Some(change) = within(watch.next()).await.unwrap() {
+        kinds.push(change.kind);
+    }
+    assert!(kinds.contains(&ChangeKind::Removed), "{kinds:?}");
+    // The agent goes on.
+    assert!(watched(&link, "/nowhere", false).await.is_err());
+    assert_eq!(
+        run(&link, &shell("exit 3")).await.exit,
+        Some(ExecExit::Code(3))
+    );
+}
+
+#[tokio::test]
+async fn a_watch_that_nobody_reads_costs_the_agent_little() {
+    let (agent, link) = connected(&[]).await;
+    let dir = tempdir().unwrap();
+    let mut watch = watched(&link, dir.path().to_str().unwrap(), false)
+        .await
+        .unwrap();
+    let rss = || {
+        let path = format!("/proc/{}/smaps_rollup", agent.pid());
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|it| it.strip_prefix("Rss:")).unwrap();
+        line.split_whitespace()
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let before = rss();
+    for number in 0..40_000 {
+        fs::write(dir.path().join(format!("{number}-{}", "x".repeat(200))), "").unwrap();
+        fs::remove_file(dir.path().join(format!("{number}-{}", "x".repeat(200)))).unwrap();
+    }
+    assert_eq!(
+        run(&link, &shell("exit 4")).await.exit,
+        Some(ExecExit::Code(4))
+    );
+    let grown = rss().saturating_sub(before);
+    assert!(grown < 1536, "{grown} KiB");
+    // The kernel has dropped some, and says so in its turn.
+    let lost = within(async {
+        loop {
+            let change = watch.next().await.unwrap().unwrap();
+            if change.kind == ChangeKind::Lost {
+                return true;
+            }
+        }
+    });
+    assert!(lost.await);
 }
