@@ -222,6 +222,14 @@ impl Stage {
         eventually("the daemon is gone", || {
             !Path::new(&format!("/proc/{pid}/exe")).exists()
         });
+        self.wait_until_gone();
+    }
+
+    /// Waits until a daemon that died has let go of its place: its socket still takes connections for
+    /// a moment, and resets them.
+    pub fn wait_until_gone(&self) {
+        let lock = fs::File::open(self.runtime().join("kiln.sock.lock")).unwrap();
+        lock.lock().unwrap();
     }
 
     /// Processes on this machine that have this stage's directories on their command line or files

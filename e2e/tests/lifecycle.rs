@@ -118,3 +118,81 @@ fn a_sandbox_removed_under_its_run_is_no_warning() {
     assert!(!ran.stderr.contains("could not be removed"), "{ran:?}");
     stage.assert_nothing_left();
 }
+
+/// What the kernel says of a VMM: whether calls are filtered, and whether it sees but its own.
+fn protections(pid: &Value) -> (bool, bool) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let filtered = status.lines().any(|line| line == "Seccomp:\t2");
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).unwrap();
+    (filtered, namespace(&pid.to_string()) != namespace("self"))
+}
+
+#[test]
+fn b1_10_protections_are_left_out_one_by_one_and_that_is_remembered_and_shown() {
+    const TEST: &str = "b1_10_protections_are_left_out_one_by_one";
+    if !rustix::process::geteuid().is_root() {
+        e2e::skip(TEST, "without root there are no jails");
+        return;
+    }
+    let stage = Stage::new();
+    let id = stage.sandbox(&["--name", "bare", "--without", "seccomp"]);
+    for round in ["as created", "at a later start"] {
+        let told = inspect(&stage, &id);
+        assert_eq!(protections(&told["pid"]), (false, true), "{round}");
+        assert_eq!(told["without"], serde_json::json!(["seccomp"]), "{round}");
+        let unprotected = told["unprotected"].as_array().unwrap();
+        assert_eq!(unprotected.len(), 1, "{round}: {unprotected:?}");
+        let listed = stage.kiln(&["ps"]).expect_code(0).text();
+        assert!(listed.contains("1 protections missing"), "{listed}");
+        stage.kiln(&["stop", &id]).expect_code(0);
+        let listed = stage.kiln(&["ps", "--all"]).expect_code(0).text();
+        assert!(listed.contains("stopped, without seccomp"), "{listed}");
+        stage.kiln(&["start", &id]).expect_code(0);
+    }
+    // Another, of which nobody said anything, has all.
+    stage.kiln(&["rm", "-f", &id]).expect_code(0);
+    let whole = stage.sandbox(&[]);
+    let told = inspect(&stage, &whole);
+    assert_eq!(protections(&told["pid"]), (true, true));
+    assert_eq!(told["unprotected"], serde_json::json!([]));
+    stage.kiln(&["rm", "-f", &whole]).expect_code(0);
+    stage.assert_nothing_left();
+}
+
+#[test]
+fn a_main_command_that_fails_runs_again_also_after_the_daemon_was_killed() {
+    let stage = Stage::new();
+    // Each run says so, and fails when it is told to.
+    let script = "echo run >> /root/runs; while ! [ -e /root/fail ]; do sleep 0.1; done
+        rm /root/fail; exit 9";
+    let args = ["run", "-d", "--name", "web", "--restart", "on-failure:5"];
+    let main = ["--", "sh", "-c", script];
+    stage.kiln(&[&args[..], &main].concat()).expect_code(0);
+    let pid = inspect(&stage, "web")["pid"].clone();
+    let fail = || {
+        let touch = ["exec", "web", "--", "touch", "/root/fail"];
+        stage.kiln(&touch).expect_code(0);
+    };
+    let runs = || {
+        let count = ["exec", "web", "--", "sh", "-c", "wc -l < /root/runs"];
+        let text = stage.kiln(&count).text();
+        text.trim().parse::<usize>().unwrap_or_default()
+    };
+    eventually("it runs", || runs() == 1);
+    fail();
+    eventually("it runs again", || runs() == 2);
+    let told = inspect(&stage, "web");
+    assert_eq!(told["restarts"], 1);
+    assert_eq!(told["main_exit"], serde_json::json!({"code": 9}));
+    stage.kill_daemon();
+    // The next daemon comes with this command, and hears of what failed.
+    fail();
+    eventually("it runs once more", || runs() == 3);
+    let told = inspect(&stage, "web");
+    assert_eq!(told["restarts"], 2);
+    assert_eq!(told["pid"], pid, "the machine is the same");
+    stage.kiln(&["stop", "web"]).expect_code(0);
+    assert_eq!(inspect(&stage, "web")["state"], "stopped");
+    stage.kiln(&["rm", "web"]).expect_code(0);
+    stage.assert_nothing_left();
+}

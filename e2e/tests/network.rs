@@ -17,8 +17,8 @@ use lab::{
 use rustix::process::Signal;
 
 #[test]
-fn a_sandbox_reaches_the_internet_and_nothing_else_unless_told() {
-    let Some(lab) = Lab::new("a_sandbox_reaches_the_internet_and_nothing_else_unless_told") else {
+fn b3_5_names_resolve_and_the_internet_is_all_that_is_reached() {
+    let Some(lab) = Lab::new("b3_5_names_resolve") else {
         return;
     };
     let stage = lab.stage();
@@ -261,5 +261,48 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let words = [&taken[..], &SMALL, &["--", "true"]].concat();
     let error = stage.kiln(&words).expect_code(125).error();
     assert_eq!(error["code"], "PORT_TAKEN", "{error}");
+    lab.assert_host_is_clean(&stage);
+}
+
+/// As a daemon leaves it that dies between making an interface and writing it down.
+#[test]
+fn interfaces_that_no_network_has_are_told_of_and_removed_and_strangers_stay() {
+    let Some(lab) = Lab::new("interfaces_that_no_network_has") else {
+        return;
+    };
+    let stage = lab.stage();
+    let id = sandbox(&stage, &["--network=default"]);
+    let inspected = stage.kiln(&["network", "inspect", &id, "--json"]);
+    let inspected = inspected.expect_code(0).json();
+    let ours = inspected["interface"].as_str().unwrap();
+    let link = |words: &[&str]| output(&[&["ip", "-n", &lab.host, "link"][..], words].concat());
+    let shown = link(&["show", "dev", ours]);
+    let alias = shown.split("alias ").nth(1).unwrap();
+    let tag = alias.split('/').next().unwrap();
+    let ghost = format!("{}zzzz-zzz", &ours[..3]);
+    let stranger = format!("{}yyyy-yyy", &ours[..3]);
+    for name in [&ghost, &stranger] {
+        link(&["add", name, "type", "bridge"]);
+    }
+    link(&["set", &ghost, "alias", &format!("{tag}/ghost")]);
+
+    let gc = |options: &[&str]| {
+        let ran = stage.kiln(&[&["gc", "--json"][..], options].concat());
+        ran.expect_code(0).json()
+    };
+    let told = gc(&["--dry-run"]);
+    let all = told.as_array().unwrap();
+    assert_eq!(all.len(), 1, "{told}");
+    assert_eq!(all[0]["kind"], "interface");
+    assert_eq!(all[0]["path"], format!("/sys/class/net/{ghost}"));
+    assert!(link(&["show"]).contains(&ghost), "it was only told of");
+    assert_eq!(gc(&[])[0]["removed"], true);
+    let left = link(&["show"]);
+    assert!(!left.contains(&ghost) && left.contains(&stranger), "{left}");
+    assert_eq!(gc(&[]), serde_json::json!([]));
+    let internet = format!("tcp:{ALLOWED}:80");
+    assert_eq!(ask(&stage, &id, &[&internet]), "answered");
+    link(&["del", &stranger]);
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
     lab.assert_host_is_clean(&stage);
 }

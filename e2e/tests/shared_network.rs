@@ -40,7 +40,7 @@ fn assert_closed(stage: &Stage, id: &str, questions: &[String]) {
 }
 
 #[test]
-fn a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() {
+fn a1_6_a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() {
     let Some(lab) = Lab::new("a6_4_sandboxes_share_a_network") else {
         return;
     };
@@ -48,6 +48,25 @@ fn a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() {
     let create = ["network", "create", "lan", "--members-talk", "--json"];
     let made = stage.kiln(&create).expect_code(0).json();
     assert_eq!(made["subnet"], "172.30.0.0/24", "the first that is free");
+    // One bridge for each, by its own name, with the addresses that are asked for.
+    let create = [
+        "network",
+        "create",
+        "other",
+        "--subnet",
+        "10.77.0.0/24",
+        "--json",
+    ];
+    let other = stage.kiln(&create).expect_code(0).json();
+    assert_eq!(other["subnet"], "10.77.0.0/24");
+    assert_eq!(other["gateway"], "10.77.0.1");
+    let links = output(&[
+        "ip", "-n", &lab.host, "-o", "link", "show", "type", "bridge",
+    ]);
+    for network in [&made, &other] {
+        assert!(links.contains(&text(&network["interface"])), "{links}");
+    }
+    stage.kiln(&["network", "rm", "other"]).expect_code(0);
     let one = sandbox(&stage, &["--network=lan", "--publish=8080:80"]);
     let two = sandbox(&stage, &["--network=lan", "--ip=172.30.0.9"]);
     let alone = sandbox(&stage, &["--network=default"]);

@@ -82,7 +82,7 @@ impl Terminal {
 }
 
 #[test]
-fn an_interactive_shell_has_a_terminal_with_size_signals_and_an_end() {
+fn b3_3_an_interactive_shell_has_a_terminal_with_size_signals_and_an_end() {
     let stage = Stage::new();
     let mut terminal = Terminal::open();
     terminal.resize(33, 101);

@@ -17,8 +17,6 @@ use crate::step::{self, StepError};
 const SETTLING: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(250);
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// Control groups of Kiln's machines, in whichever hierarchies there are.
-const CGROUP_PARENT: &str = "kiln";
 
 const LOG: &str = "daemon.log";
 
@@ -128,8 +126,8 @@ fn mounts(kiln: &Kiln, found: &mut BTreeSet<String>) {
     found.extend(places.filter(below).map(|place| format!("mount {place}")));
 }
 
-/// Groups of machines: those below any that is named for Kiln. All data directories of a host have
-/// theirs there; the daemon's log tells which sandboxes were this one's.
+/// Groups of machines, of whichever data directory; the daemon's log tells which sandboxes were this
+/// one's.
 fn own_control_groups(kiln: &Kiln, found: &mut BTreeSet<String>) {
     let mut groups = Vec::new();
     control_groups(Path::new(CGROUPS), 2, &mut groups);
@@ -159,7 +157,7 @@ fn control_groups(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
         if !path.is_dir() {
             continue;
         }
-        if name == CGROUP_PARENT {
+        if holds_machines(&name) {
             let groups = names(&path).into_iter().map(|name| path.join(name));
             found.extend(groups.filter(|group| group.is_dir()));
         } else if depth > 0 {
@@ -168,10 +166,16 @@ fn control_groups(dir: &Path, depth: u32, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// A data directory's machines are together, in whichever hierarchies there are.
+fn holds_machines(group: &str) -> bool {
+    group.starts_with("kiln") && group.ends_with(".vm")
+}
+
 fn files(kiln: &Kiln, found: &mut BTreeSet<String>) {
     let jails = kiln.data_dir().join("jails");
     let mut dirs = vec![
         kiln.data_dir().join("sandboxes"),
+        kiln.data_dir().join("snapshots"),
         kiln.runtime_dir().join("vm"),
     ];
     dirs.extend(names(&jails).into_iter().map(|vmm| jails.join(vmm)));
@@ -186,6 +190,7 @@ fn rows(kiln: &Kiln, found: &mut BTreeSet<String>) -> Result<(), TracesError> {
     for (kind, arguments) in [
         ("sandbox", ["ps", "--all", "--quiet"].as_slice()),
         ("volume", &["volume", "ls", "--quiet"]),
+        ("snapshot", &["snapshot", "ls", "--quiet"]),
     ] {
         let told = kiln.output(&mut kiln.command(arguments))?;
         let told = String::from_utf8_lossy(&told);

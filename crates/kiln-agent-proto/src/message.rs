@@ -15,7 +15,8 @@ pub use file::{
 };
 pub use session::{
     Attach, Attached, EnvVar, Exec, ExecLimits, Exited, InputAck, Kill, ListSessions, SessionEntry,
-    SessionInput, SessionList, SessionOutput, Started, WindowSize, session_input, session_output,
+    SessionInput, SessionList, SessionOutput, Started, Wait, Waited, WindowSize, session_input,
+    session_output,
 };
 
 pub use watch::{ChangeKind, FileChange, Watch};
@@ -27,7 +28,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "request::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
     )]
     pub kind: Option<request::Kind>,
 }
@@ -66,6 +67,9 @@ pub mod request {
         /// Connect to a port of the guest's own. Since version 2.
         #[prost(message, tag = "17")]
         Connect(super::Connect),
+        /// Wait for the end of a session. Since version 4.
+        #[prost(message, tag = "19")]
+        Wait(super::Wait),
         /// Ask what a path names.
         #[prost(message, tag = "9")]
         StatFile(super::StatFile),
@@ -180,7 +184,7 @@ pub struct PortData {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// The answer.
-    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "reply::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<reply::Kind>,
 }
 
@@ -218,6 +222,9 @@ pub mod reply {
         /// To a list of a directory; further ones follow until one says that it is the last.
         #[prost(message, tag = "9")]
         Files(super::FileList),
+        /// To a wait: it has ended.
+        #[prost(message, tag = "10")]
+        Waited(super::Waited),
     }
 }
 

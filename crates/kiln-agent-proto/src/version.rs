@@ -6,7 +6,7 @@ use std::fmt;
 pub const OLDEST: u32 = 1;
 
 /// Newest protocol version that this code speaks.
-pub const NEWEST: u32 = 3;
+pub const NEWEST: u32 = 4;
 
 /// First version with [`Connect`](crate::message::Connect).
 pub const CONNECT: u32 = 2;
@@ -16,6 +16,9 @@ pub const WATCH: u32 = 3;
 
 /// First version with [`ExecLimits`](crate::message::ExecLimits). An older agent would ignore them.
 pub const EXEC_LIMITS: u32 = 3;
+
+/// First version with [`Wait`](crate::message::Wait).
+pub const WAIT: u32 = 4;
 
 /// The versions that one side speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

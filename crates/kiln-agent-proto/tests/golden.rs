@@ -7,7 +7,7 @@ use kiln_agent_proto::message::{
     InputAck, Kill, ListFiles, ListSessions, MakeDirectory, Mark, MoveFile, PortData, Power,
     PowerIntent, PowerMode, PowerSource, RemoveFile, Reply, Request, RequestPart, SessionEntry,
     SessionInput, SessionList, SessionOutput, Started, StatFile, Stats, Subscribe, TreeBytes,
-    Upload, Watch, WindowSize, event, reply, request, session_input, session_output,
+    Upload, Wait, Waited, Watch, WindowSize, event, reply, request, session_input, session_output,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -70,6 +70,7 @@ fn requests() {
     );
     golden(&of(Kind::Sessions(ListSessions {})), "2200");
     golden(&of(Kind::Kill(Kill { session: 7 })), "2a020807");
+    golden(&of(Kind::Wait(Wait { session: 7 })), "9a01020807");
     golden(
         &of(Kind::Power(Power {
             mode: PowerMode::Reboot as i32,
@@ -292,12 +293,34 @@ fn replies() {
                     timed_out: false,
                 }),
                 age_ms: 4,
+                main: false,
             }],
             last: true,
         })),
         "2a150a1108011201611802200128013202080338041001",
     );
     golden(&of(Kind::Done(Done {})), "3200");
+    golden(
+        &of(Kind::Sessions(SessionList {
+            sessions: vec![SessionEntry {
+                main: true,
+                ..SessionEntry::default()
+            }],
+            last: false,
+        })),
+        "2a040a024001",
+    );
+    golden(
+        &of(Kind::Waited(Waited {
+            exit: Exited {
+                code: 3,
+                signal: 0,
+                timed_out: false,
+            },
+            age_ms: 5,
+        })),
+        "52060a0208031005",
+    );
     golden(
         &of(Kind::Stats(Stats {
             agent_rss_kib: 1,

@@ -12,7 +12,8 @@ use kiln_agent_proto::handshake::{HelloScanner, Step, ack};
 use kiln_agent_proto::limits::MAX_STREAMS;
 use kiln_agent_proto::message::{
     Attach, Done, ErrorCode, Event, Exec, Hello, HelloReply, Kill, ListFiles, Mark,
-    Power as PowerOff, PowerMode, RemoveFile, Reply, SessionList, event, reply, request,
+    Power as PowerOff, PowerMode, RemoveFile, Reply, SessionList, Wait, Waited, event, reply,
+    request,
 };
 use kiln_agent_proto::prefixed::Prefixed;
 use kiln_agent_proto::request::receive;
@@ -149,6 +150,7 @@ async fn dispatch(
         Some(request::Kind::Attach(attach)) => service.attach(attach, reader, writer).await,
         Some(request::Kind::Sessions(_)) => service.list(writer).await,
         Some(request::Kind::Kill(kill)) => answer(writer, service.kill(kill)).await,
+        Some(request::Kind::Wait(wait)) => service.wait(wait, reader, writer).await,
         Some(request::Kind::Power(power)) => service.power_off(power, writer).await,
         Some(request::Kind::Stats(_)) => {
             let stats = stats::take(&service.sessions);
@@ -312,6 +314,20 @@ impl Service {
         }
     }
 
+    async fn wait(&self, wait: Wait, mut reader: Reader, writer: Writer) -> Result<(), FrameError> {
+        let Some(session) = self.sessions.get(wait.session) else {
+            return answer(writer, no_such_session(wait.session)).await;
+        };
+        tokio::select! {
+            exit = session.ended() => {
+                let age_ms = session.age().as_millis() as u64;
+                let waited = Waited { exit, age_ms };
+                answer(writer, Reply::of(reply::Kind::Waited(waited))).await
+            }
+            gone = ended(&mut reader) => gone,
+        }
+    }
+
     async fn power_off(&self, request: PowerOff, writer: Writer) -> Result<(), FrameError> {
         let mode = PowerMode::try_from(request.mode).unwrap_or(PowerMode::PowerOff);
         answer(writer, done()).await?;
@@ -335,7 +351,7 @@ impl Service {
     }
 }
 
-/// A subscriber says nothing; it ends its stream.
+/// Who only listens says nothing; it ends its stream.
 pub(crate) async fn ended<R: futures_util::io::AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
 ) -> Result<(), FrameError> {

@@ -35,7 +35,7 @@ pub struct CollectGarbage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Leftover {
-    /// What it is: `sandbox`, `machine`, `jail`, `snapshot` or `half_made`.
+    /// What it is: `sandbox`, `machine`, `cgroup`, `jail`, `snapshot`, `half_made`, `interface` or `rules`.
     pub kind: String,
     /// Where it is on the daemon's host.
     pub path: String,

@@ -117,8 +117,8 @@ pub use network::{
     PolicyMode, ProofOutcome, RuleAction, RulePorts, RuleProtocol,
 };
 pub use sandbox::{
-    CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Sandbox, SandboxState,
-    StopSandbox, Timings, UpdateSandbox, WaitFor,
+    CreateSandbox, EngineKind, EnginePreference, InitSystem, MainCommand, Protection, Sandbox,
+    SandboxState, StopSandbox, Timings, UpdateSandbox, WaitFor,
 };
 pub use snapshot::{AfterSnapshot, CreateSnapshot, Snapshot};
 pub use stats::Stats;

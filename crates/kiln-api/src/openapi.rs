@@ -13,6 +13,7 @@ use utoipa::OpenApi;
     crate::RuleProtocol,
     crate::RulePorts,
     crate::InitSystem,
+    crate::Protection,
     crate::BasePreset,
     crate::PullBaseImage,
     crate::BaseImage,

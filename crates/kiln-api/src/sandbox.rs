@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{ExecRequest, NetworkRequest, PullPolicy, VolumeMount};
+use crate::{ExecRequest, ExitStatus, NetworkRequest, PullPolicy, VolumeMount};
 
 /// A sandbox to create. What is left out gets the host's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,10 @@ pub struct CreateSandbox {
     pub hostname: Option<String>,
     /// Go on without protections around the VMM that cannot be had; see [`Sandbox::unprotected`].
     pub allow_insecure_vmm: bool,
+    /// Protections around the VMM that it is to run without, at every start: in the way of a debugger,
+    /// or of a host that has no such thing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Protection>,
     /// Its network; the host's default when unset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRequest>,
@@ -81,8 +85,8 @@ pub struct CreateSandbox {
     pub idle_timeout_ms: Option<u64>,
     /// Remove it when it stops, for whatever reason.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself: `no`, `on-failure`,
-    /// `on-failure:3`, `always`.
+    /// Whether it is started again when its machine ends by itself, and its main command when that
+    /// ends: `no`, `on-failure`, `on-failure:3`, `always`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<String>,
     /// What runs in it from every start on; nothing when unset.
@@ -167,6 +171,31 @@ impl WaitFor {
             Self::Stopped => "stopped",
             Self::Running => "running",
             Self::Removed => "removed",
+        }
+    }
+}
+
+/// A protection around a VMM that its owner may do without. All others hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// System calls are filtered.
+    Seccomp,
+    /// It sees no process but its own.
+    PidNamespace,
+    /// A control group limits it.
+    Cgroup,
+}
+
+impl Protection {
+    /// As users write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Seccomp => "seccomp",
+            Self::PidNamespace => "pid-namespace",
+            Self::Cgroup => "cgroup",
         }
     }
 }
@@ -325,6 +354,9 @@ pub struct Sandbox {
     /// Protections around its VMM that do not hold, in words; empty when all do, or nothing runs.
     #[serde(default)]
     pub unprotected: Vec<String>,
+    /// Protections that its owner wants it to run without, at every start.
+    #[serde(default)]
+    pub without: Vec<Protection>,
     /// How long its last start took.
     #[serde(default)]
     pub timings: Option<Timings>,
@@ -346,7 +378,7 @@ pub struct Sandbox {
     /// Whether it goes when it stops.
     #[serde(default)]
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine or its main command ends by itself.
     #[serde(default)]
     pub restart: String,
     /// How often that happened.
@@ -355,6 +387,9 @@ pub struct Sandbox {
     /// Session of its main command.
     #[serde(default)]
     pub main_session: Option<u64>,
+    /// How its main command ended, the last time that it did since the sandbox came up.
+    #[serde(default)]
+    pub main_exit: Option<ExitStatus>,
     /// Id of the snapshot that its first start began from, or will.
     #[serde(default)]
     pub snapshot: Option<String>,

@@ -170,7 +170,7 @@ impl Paths {
 }
 
 /// A path that means the same to the daemon, which has another working directory.
-fn absolute(path: &Path) -> Result<PathBuf, PlaceError> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, PlaceError> {
     std::path::absolute(path).map_err(|source| PlaceError::Absolute {
         path: path.to_owned(),
         source,
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn root_has_the_systems_directories() {
+    fn a1_1_a1_2_root_has_the_systems_directories() {
         let settled = Asked::default().settle(&user(true)).unwrap();
         assert_eq!(
             settled,
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn others_have_their_own() {
+    fn a1_1_a1_2_others_have_their_own() {
         let settled = Asked::default().settle(&user(false)).unwrap();
         let socket = "/tmp/kiln-1000/kiln.sock";
         assert_eq!(
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn another_data_directory_is_another_daemon() {
+    fn a1_1_another_data_directory_is_another_daemon() {
         let asked = Asked {
             data_dir: Some("/x".into()),
             ..Asked::default()

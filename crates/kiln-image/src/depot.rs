@@ -17,6 +17,7 @@ use crate::bundle::is_plain_name;
 use crate::clone::clone_file;
 use crate::download::{Download, DownloadError, fetch_blocking};
 use crate::firecracker::{FirecrackerStore, ReleaseTag};
+use crate::partial;
 use crate::progress::Progress;
 use crate::publish::sync_directory;
 use crate::volume::{E2fsError, make_filesystem};
@@ -242,7 +243,7 @@ fn fetch(
     Ok(path)
 }
 
-/// A name in its directory, which is made.
+/// A name in its directory, which is made, and swept of what killed callers left.
 fn path_of(directory: &Path, name: &str) -> Result<PathBuf, DepotError> {
     if !is_plain_name(name) || name.starts_with('.') {
         return Err(DepotError::Name(name.to_owned()));
@@ -251,6 +252,7 @@ fn path_of(directory: &Path, name: &str) -> Result<PathBuf, DepotError> {
         path: directory.into(),
         source,
     })?;
+    partial::sweep(directory);
     Ok(directory.join(name))
 }
 
@@ -263,10 +265,7 @@ struct Draft {
 impl Draft {
     fn new(directory: &Path, name: &str) -> Result<Draft, DepotError> {
         let path = path_of(directory, name)?;
-        let new = tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempfile_in(directory);
-        match new {
+        match partial::file_in(directory) {
             Ok(new) => Ok(Draft { new, path }),
             Err(source) => Err(DepotError::Create { path, source }),
         }

@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::http::{self, AGENT, HttpClient, MAX_REDIRECTS};
+use crate::partial;
 use crate::progress::{Progress, ProgressEvent};
 use crate::publish::{parent, sync_directory};
 
@@ -182,10 +183,7 @@ pub async fn fetch(
         source,
     };
     let directory = parent(target).map_err(failed)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".partial-")
-        .tempfile_in(directory)
-        .map_err(failed)?;
+    let mut file = partial::file_in(directory).map_err(failed)?;
     let fetched = receive(download, response, file.as_file_mut(), target, progress).await?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(target).map_err(|error| failed(error.error))?;

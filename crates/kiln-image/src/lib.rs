@@ -16,6 +16,8 @@ pub mod download;
 mod drive;
 mod export;
 mod ext4;
+#[doc(hidden)]
+pub mod failpoint;
 pub mod firecracker;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -27,6 +29,7 @@ pub mod kernel;
 pub mod library;
 mod limits;
 pub mod oci;
+mod partial;
 mod progress;
 mod publish;
 pub mod registry;

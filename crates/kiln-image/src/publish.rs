@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::partial;
+
 /// Writes `bytes` to `path` through a temporary file beside it.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomically_via(path, parent(path)?, bytes)
@@ -21,9 +23,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Writes `bytes` to `path` through a file in `temporary`, on the same filesystem: for directories
 /// where half-written files must not show even for a moment.
 pub(crate) fn write_atomically_via(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".partial-")
-        .tempfile_in(temporary)?;
+    let mut file = partial::file_in(temporary)?;
     file.write_all(bytes)?;
     make_readable(file.as_file())?;
     file.as_file().sync_all()?;

@@ -139,3 +139,36 @@ fn a9_failures_of_images_have_the_codes_that_callers_know() {
     // INVALID_BASE_IMAGE_MANIFEST, BASE_IMAGE_MANIFEST_FAILED and BASE_IMAGE_PREPARE_FAILED: see
     // the tests of bundles; DOWNLOAD_FAILED and ROOTFS_*: above.
 }
+
+#[test]
+fn what_a_killed_caller_left_goes_with_the_next_call_and_what_is_in_use_stays() {
+    let (_temp, depot) = depot();
+    for dir in [depot.rootfs_dir(), depot.kernels_dir()] {
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(".partial-Ab3dE6"), "half").unwrap();
+        std::fs::write(dir.join(".partial-theirs-and-not-ours"), "").unwrap();
+        let held = std::fs::File::create(dir.join(".partial-Held00")).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        // Whoever holds it lives as long as the test.
+        std::mem::forget(held);
+    }
+    depot.create_rootfs("blank", 16).unwrap();
+    let url = server(b"a kernel");
+    depot
+        .fetch_kernel("vmlinux", &Download::unpinned(&url), &Silent)
+        .unwrap();
+    for (dir, name) in [
+        (depot.rootfs_dir(), "blank"),
+        (depot.kernels_dir(), "vmlinux"),
+    ] {
+        let mut left: Vec<_> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [".partial-Held00", ".partial-theirs-and-not-ours", name]
+        );
+    }
+}

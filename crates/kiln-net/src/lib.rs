@@ -71,6 +71,7 @@ mod host;
 pub mod hostile;
 mod hosts;
 mod identity;
+mod leftovers;
 mod link;
 mod netlink;
 mod netns;
@@ -89,6 +90,7 @@ pub mod wireguard;
 
 pub use host::{HostError, HostNetwork, HostOptions};
 pub use identity::{Identity, Label};
+pub use leftovers::Trace;
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
 pub use network::{

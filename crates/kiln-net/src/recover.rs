@@ -68,7 +68,7 @@ pub(crate) fn remove_links(
     Ok(left.len())
 }
 
-fn leftovers(
+pub(crate) fn leftovers(
     shared: &Shared,
     links: &mut Links,
     keep: &BTreeSet<InterfaceName>,
@@ -101,6 +101,19 @@ pub(crate) fn is_in_force(
         of_set.any(|(key, data)| *key == element.key && same_data(data))
     };
     Ok(found == wanted.len() && wanted.iter().all(is_there))
+}
+
+/// The interfaces that there are rules for.
+pub(crate) fn ruled(shared: &Shared) -> Result<BTreeSet<String>, NetlinkError> {
+    let table = Table::read(shared)?;
+    let name = |key: &[u8]| {
+        let padded = key.get(..NAME_LEN)?;
+        let end = padded.iter().position(|byte| *byte == 0)?;
+        String::from_utf8(padded[..end].to_vec()).ok()
+    };
+    let sets = BY_INTERFACE.into_iter();
+    let keys = sets.flat_map(|set| table.of(set));
+    Ok(keys.filter_map(|(key, _)| name(key)).collect())
 }
 
 /// Which generation of an interface's policy is in force, if any is.

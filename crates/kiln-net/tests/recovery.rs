@@ -536,3 +536,54 @@ fn rules_come_back_after_somebody_flushed_them_all() {
     );
     network.close().unwrap();
 }
+
+/// One goes while the others run: its link, and rules of which the link is gone already.
+#[test]
+fn one_trace_goes_and_all_others_stay() {
+    if !privileged("traces") {
+        return;
+    }
+    let lab = Lab::new();
+    let before = traces(&lab);
+    let alive = lab.network(1, "{}");
+    let dead = lab.network(2, CUSTOM);
+    let gone = lab.network(3, "{}");
+    // The link lives as long as its other end's namespace does.
+    let held = dead.namespace().try_clone().unwrap();
+    let (dead, gone) = (dead.detach(), gone.detach());
+    let links = || lab.host_sh("ip -o link");
+    eventually("its namespace is gone", || {
+        !links().contains(gone.interface.as_str())
+    });
+    lab.host_sh("ip link add kln9999-zzz type bridge");
+    let all = lab.host.run(|| lab.kiln.traces()).unwrap().unwrap();
+    let told: Vec<_> = all
+        .iter()
+        .map(|it| (it.interface.to_string(), it.is_link))
+        .collect();
+    for (interface, is_link) in [
+        (alive.record().interface, true),
+        (dead.interface.clone(), true),
+        (gone.interface.clone(), false),
+    ] {
+        assert!(told.contains(&(interface.to_string(), is_link)), "{told:?}");
+    }
+    assert_eq!(told.len(), 3, "a stranger's is not told of: {told:?}");
+    let guest = lab.guest(&alive);
+    for trace in &all {
+        if trace.interface == dead.interface || trace.interface == gone.interface {
+            let removed = lab.host.run(|| lab.kiln.remove_trace(trace));
+            removed.unwrap().unwrap();
+        }
+    }
+    let left = lab.host_sh("nft list table inet kiln; ip -o link");
+    for interface in [&dead.interface, &gone.interface] {
+        assert!(!left.contains(interface.as_str()), "{left}");
+    }
+    assert!(left.contains("kln9999-zzz"), "a stranger's stays");
+    assert!(guest.run(|| probe::tcp(at(OTHER, 80))).is_some());
+    drop((guest, held));
+    alive.close().unwrap();
+    lab.host_sh("ip link del kln9999-zzz");
+    eventually("all traces are gone", || traces(&lab) == before);
+}

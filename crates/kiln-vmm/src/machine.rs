@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, MachineError, SpawnError};
-use crate::jail::{Confinement, JailRecord, JailSpec};
+use crate::jail::{Confinement, JailRecord, JailSpec, Protection};
 use crate::metrics::Metrics;
 use crate::nic::Nic;
 use crate::options::{
@@ -160,6 +160,9 @@ pub struct MachineShape {
     pub memory_fd: Option<i32>,
     /// Whether differences to its last snapshot are known.
     pub tracks_dirty_pages: bool,
+    /// Protections that it runs without, as its owner wanted.
+    #[serde(default)]
+    pub without: Vec<Protection>,
 }
 
 impl MachineShape {
@@ -190,6 +193,7 @@ impl MachineShape {
             memory_file: spec.options.memory_file.clone(),
             memory_fd: None,
             tracks_dirty_pages: spec.options.track_dirty_pages,
+            without: spec.options.without.clone(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::jail::Protection;
 use crate::nic::{MacAddress, RateLimit};
 
 /// Options of a machine.
@@ -38,6 +39,16 @@ pub struct MachineOptions {
     /// An interface without a TAP: another program has the other end, a Unix stream socket with
     /// whole packets in QEMU's framing.
     pub user_network: Option<UserNetwork>,
+    /// Protections that it is to run without. [`Machine::confinement`](crate::Machine::confinement)
+    /// shows what holds.
+    pub without: Vec<Protection>,
+}
+
+impl MachineOptions {
+    /// Whether it is to run without this.
+    pub(crate) fn lacks(&self, protection: Protection) -> bool {
+        self.without.contains(&protection)
+    }
 }
 
 /// An interface whose packets a program of this user carries.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kiln_vmm::firecracker::FirecrackerEngine;
-use kiln_vmm::jail::{Breach, JailSpec};
+use kiln_vmm::jail::{Breach, JailSpec, Protection};
 use kiln_vmm::qemu::QemuEngine;
 use kiln_vmm::{
     Acceleration, Code, Engine, MachineError, MachineRecord, MachineSpec, MachineState, SpawnError,
@@ -647,4 +647,69 @@ async fn b5_3_filters_of_the_users_own_hold() {
     let record = machine.record().clone();
     machine.close(Duration::ZERO).await.unwrap();
     bench.nothing_is_left(&record);
+}
+
+/// Each protection can be left out by itself: it does not hold then, and all others do.
+async fn lacks_just_what_it_does_without(bench: &Bench) {
+    for (protection, breach) in [
+        (Protection::Seccomp, Breach::Seccomp),
+        (Protection::PidNamespace, Breach::PidNamespace),
+        (Protection::Cgroup, Breach::Cgroup),
+    ] {
+        let mut spec = bench.spec(Then::Tick);
+        spec.options.without = vec![protection];
+        let machine = bench.spawned(&spec).await;
+        machine.boot().await.unwrap();
+        printed(&machine.console(), GREETING).await;
+        let breaches = machine.confinement().unwrap().breaches();
+        assert_eq!(breaches, [breach], "without {protection}");
+        // Who takes it over knows that it is as it should be.
+        let record = machine.leave();
+        let machine = Owned::new(bench.engine.adopt(&record).await.unwrap());
+        assert_eq!(machine.confinement().unwrap().breaches(), [breach]);
+        machine.close(Duration::ZERO).await.unwrap();
+        bench.nothing_is_left(&record);
+    }
+    let machine = bench.spawned(&bench.spec(Then::Tick)).await;
+    machine.boot().await.unwrap();
+    printed(&machine.console(), GREETING).await;
+    assert_eq!(machine.confinement().unwrap().breaches(), []);
+    machine.close(Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn b1_10_a_firecracker_lacks_just_what_it_does_without() {
+    let test = "b1_10_a_firecracker_lacks_just_what_it_does_without";
+    if let Some(bench) = firecracker(test).await {
+        lacks_just_what_it_does_without(&bench).await;
+    }
+}
+
+#[tokio::test]
+async fn b1_10_a_qemu_lacks_just_what_it_does_without() {
+    let test = "b1_10_a_qemu_lacks_just_what_it_does_without";
+    if let Some(bench) = qemu(test).await {
+        lacks_just_what_it_does_without(&bench).await;
+    }
+}
+
+/// Its owner dies before it is written down: no control group tells of its processes, its user does.
+#[tokio::test]
+async fn b1_10_one_without_a_control_group_is_found_by_its_user() {
+    let test = "b1_10_one_without_a_control_group_is_found_by_its_user";
+    let Some(bench) = qemu(test).await else {
+        return;
+    };
+    let mut spec = bench.spec(Then::Stay);
+    spec.options.without = vec![Protection::Cgroup];
+    let machine = bench.spawned(&spec).await;
+    machine.boot().await.unwrap();
+    printed(&machine.console(), GREETING).await;
+    let record = machine.leave();
+    let jail = spec.jail.clone().unwrap();
+    let id = spec.id.clone();
+    let swept = tokio::task::spawn_blocking(move || kiln_vmm::jail::sweep_unrecorded(&jail, &id));
+    swept.await.unwrap().unwrap();
+    assert!(!alive(record.process.pid));
+    assert_eq!(bench.jails(), Vec::<PathBuf>::new());
 }

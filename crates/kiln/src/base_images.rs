@@ -13,6 +13,7 @@ use kiln_image::bundle::{
 use kiln_image::kernel::KernelBundle;
 use serde::Deserialize;
 
+use crate::config::HostConfig;
 use crate::error::{Error, ErrorCode};
 use crate::host::Host;
 
@@ -47,6 +48,13 @@ pub(crate) struct BaseImageSettings {
 }
 
 impl BaseImageSettings {
+    /// What who opened the host says counts more than the file.
+    pub(crate) fn overridden_by(mut self, config: &HostConfig) -> Self {
+        self.max_stored = config.max_base_images.or(self.max_stored);
+        self.manifest = config.base_image_manifest.clone().or(self.manifest);
+        self
+    }
+
     fn origins(&self) -> Origins {
         let default = Origins::default();
         Origins {
@@ -276,6 +284,80 @@ mod tests {
             .find("mine", no_debian, &kiln_image::Silent)
             .expect_err("damaged");
         assert_eq!(error.code(), ErrorCode::BaseImageResolveFailed);
+    }
+
+    /// Opens a host, as its owner says it, and has its own base image `hosted`.
+    async fn hosted_by(config: &HostConfig, path: &Path) -> Result<Ensured, Error> {
+        let host = Host::open(config.clone()).await?;
+        let request = hosted(Some(path.display().to_string()));
+        let made = host.ensure_base_image(request, Arc::new(kiln_image::Silent));
+        let made = made.await;
+        host.close().await;
+        made
+    }
+
+    #[tokio::test]
+    async fn a1_8_where_how_many_and_from_where_is_the_owners_to_say() {
+        let temp = tempfile::tempdir().expect("dir");
+        let path = |name: &str| temp.path().join(name);
+        // The file says otherwise: who opens the host counts more.
+        std::fs::create_dir(path("data")).expect("data");
+        let settings = r#"{"base_images":{"max_stored":2,"manifest":"/no/such/manifest"}}"#;
+        std::fs::write(path("data/images.json"), settings).expect("settings");
+        let mine = manifest(temp.path());
+        let config = HostConfig {
+            base_images_dir: Some(path("elsewhere")),
+            max_base_images: Some(1),
+            base_image_manifest: Some(mine.clone()),
+            ..HostConfig::new(path("data"), path("run"))
+        };
+        let host = Host::open(config.clone()).await.expect("open");
+        let made = host.ensure_base_image(hosted(None), Arc::new(kiln_image::Silent));
+        let made = made.await.expect("the owner's manifest");
+        assert!(made.image.kernel.path.starts_with(path("elsewhere")));
+        assert!(!path("data/base-images").exists());
+        host.close().await;
+
+        // Another one: of one that may be kept the first has to go.
+        let other = std::fs::read_to_string(&mine).expect("manifest");
+        let other_path = path("other.json");
+        std::fs::write(&other_path, other.replace("mine", "other")).expect("manifest");
+        let made = hosted_by(&config, &other_path).await.expect("made");
+        let evicted: Vec<_> = made.evicted.iter().map(|it| it.as_str()).collect();
+        assert_eq!(evicted, ["mine"]);
+    }
+
+    #[tokio::test]
+    async fn a1_8_what_cannot_be_is_refused_before_anything_is_made() {
+        let temp = tempfile::tempdir().expect("dir");
+        let good = HostConfig::new(temp.path().join("data"), temp.path().join("run"));
+        for (config, code) in [
+            (
+                HostConfig {
+                    max_base_images: Some(0),
+                    ..good.clone()
+                },
+                "INVALID_BASE_IMAGE_CACHE_LIMIT",
+            ),
+            (
+                HostConfig {
+                    base_images_dir: Some("relative".into()),
+                    ..good.clone()
+                },
+                "INVALID_CONFIG",
+            ),
+            (
+                HostConfig {
+                    base_image_manifest: Some("relative.json".to_owned()),
+                    ..good.clone()
+                },
+                "INVALID_CONFIG",
+            ),
+        ] {
+            let refused = Host::open(config).await.expect_err("refused");
+            assert_eq!(refused.code().as_str(), code);
+            assert!(!temp.path().join("data").exists());
+        }
     }
 
     #[test]

@@ -34,9 +34,19 @@ pub struct HostConfig {
     pub seccomp_filters: Option<PathBuf>,
     /// QEMU's binary; `$KILN_QEMU` or `PATH` when unset.
     pub qemu: Option<PathBuf>,
+    /// Where base images are kept; `base-images` in the data directory when unset.
+    pub base_images_dir: Option<PathBuf>,
+    /// How many base images are kept, one at least; what `images.json` says, else 2, when unset.
+    pub max_base_images: Option<usize>,
+    /// What the base image `hosted` means: the URL of its manifest, or an absolute path; what
+    /// `images.json` says when unset.
+    pub base_image_manifest: Option<String>,
     /// Directory of executables that take part in sandboxes' lives; see [`Hook`](crate::Hook).
     /// None when unset.
     pub hooks_dir: Option<PathBuf>,
+    /// How long such an executable may take; then it is killed with its process group, and has
+    /// failed. [`HOOK_TIMEOUT`] when unset.
+    pub hook_timeout: Option<Duration>,
     /// Machines that boot at the same time; the rest wait their turn. The number of processors
     /// when unset: more only makes each slower.
     pub parallel_boots: Option<NonZeroUsize>,
@@ -45,6 +55,8 @@ pub struct HostConfig {
     pub boot_deadline: Option<Duration>,
 }
 
+/// The sandbox waits for its hooks.
+pub const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// With hardware virtualisation a guest is up in well under a second; this leaves room for a
 /// badly overloaded host.
 pub const KVM_BOOT_DEADLINE: Duration = Duration::from_secs(30);
@@ -63,7 +75,11 @@ impl HostConfig {
             firecracker_releases: None,
             seccomp_filters: None,
             qemu: None,
+            base_images_dir: None,
+            max_base_images: None,
+            base_image_manifest: None,
             hooks_dir: None,
+            hook_timeout: None,
             parallel_boots: None,
             boot_deadline: None,
         }
@@ -72,9 +88,10 @@ impl HostConfig {
     /// Refuses what could not work before anything is touched.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidConfig`].
+    /// [`ErrorCode::InvalidConfig`]; [`ErrorCode::InvalidBaseImageCacheLimit`].
     pub fn check(&self) -> Result<(), Error> {
-        for dir in [&self.data_dir, &self.runtime_dir] {
+        let dirs = [&self.data_dir, &self.runtime_dir];
+        for dir in dirs.into_iter().chain(&self.base_images_dir) {
             if !dir.is_absolute() {
                 return Err(invalid(format!(
                     "{} is not an absolute path",
@@ -93,7 +110,23 @@ impl HostConfig {
                 self.runtime_dir.display()
             )));
         }
-        Ok(())
+        self.check_base_images()
+    }
+
+    fn check_base_images(&self) -> Result<(), Error> {
+        if self.max_base_images == Some(0) {
+            let message = "no base image could be kept: the limit is 0";
+            return Err(Error::new(ErrorCode::InvalidBaseImageCacheLimit, message)
+                .with_hint("keep 1 or more"));
+        }
+        match &self.base_image_manifest {
+            Some(place) if !place.contains("://") && !Path::new(place).is_absolute() => {
+                Err(invalid(format!(
+                    "the manifest {place:?} is neither a URL nor an absolute path"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -101,7 +134,7 @@ impl HostConfig {
 const MAX_SOCKET_PATH: usize = 107;
 
 fn invalid(message: String) -> Error {
-    Error::new(ErrorCode::InvalidConfig, message).with_hint("choose another directory")
+    Error::new(ErrorCode::InvalidConfig, message).with_hint("correct it and open again")
 }
 
 /// The store, in the data directory.
@@ -112,6 +145,7 @@ pub(crate) const DATABASE: &str = "kiln.db";
 pub(crate) struct Directories {
     data: PathBuf,
     runtime: PathBuf,
+    base_images: PathBuf,
 }
 
 impl Directories {
@@ -119,6 +153,10 @@ impl Directories {
         Self {
             data: config.data_dir.clone(),
             runtime: config.runtime_dir.clone(),
+            base_images: config
+                .base_images_dir
+                .clone()
+                .unwrap_or_else(|| config.data_dir.join("base-images")),
         }
     }
 
@@ -140,7 +178,7 @@ impl Directories {
         self.data.join("images.json")
     }
     pub(crate) fn base_images(&self) -> PathBuf {
-        self.data.join("base-images")
+        self.base_images.clone()
     }
     pub(crate) fn volumes(&self) -> PathBuf {
         self.data.join("volumes")

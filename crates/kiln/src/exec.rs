@@ -134,4 +134,6 @@ pub struct SessionInfo {
     pub exit: Option<ExecExit>,
     /// How long it has run, or ran.
     pub age: Duration,
+    /// Whether it is a main process of the sandbox.
+    pub main: bool,
 }

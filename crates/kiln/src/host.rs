@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kiln_image::kernel::KernelBundle;
+use kiln_vmm::jail::cgroup::remove_empty_parent;
 use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::config::{Directories, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+use crate::config::{Directories, HOOK_TIMEOUT, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 use crate::engines::{Chosen, Engines};
 use crate::error::{Error, ErrorCode};
 use crate::events::{Event, Events};
@@ -21,6 +22,7 @@ use crate::metrics::Counters;
 use crate::network::Networks;
 use crate::recover;
 use crate::sandbox::SandboxState;
+use crate::sandbox::confine::cgroup_parent;
 use crate::sandbox::driver::{Command, DriverHandle, View};
 use crate::sandbox::turns::{Turn, Turns};
 use crate::snapshot::Snapshots;
@@ -123,7 +125,7 @@ impl Host {
         own: Vec<Arc<dyn Hook>>,
     ) -> Result<Self, Error> {
         let mut hooks = match &config.hooks_dir {
-            Some(dir) => hooks::in_directory(dir)?,
+            Some(dir) => hooks::in_directory(dir, config.hook_timeout.unwrap_or(HOOK_TIMEOUT))?,
             None => Vec::new(),
         };
         hooks.extend(own);
@@ -133,7 +135,7 @@ impl Host {
         let store = Store::open(&directories.database())?;
         let shared = Arc::new(Shared {
             engines,
-            materials: Materials::open(&directories)?,
+            materials: Materials::open(&config, &directories)?,
             volumes: Volumes::open(directories.volumes())?,
             snapshots: Snapshots::new(store.clone()),
             networks: Arc::new(Networks::new(&config.data_dir, store.clone())),
@@ -242,6 +244,7 @@ impl Host {
             while view.changed().await.is_ok() {}
         }
         self.shared.networks.close().await;
+        remove_empty_parent(&cgroup_parent(&self.shared.config.data_dir));
     }
 
     /// Asks the driver of a sandbox.

@@ -12,7 +12,6 @@ mod engines;
 mod error;
 mod events;
 mod exec;
-mod failpoint;
 mod files;
 mod firecracker;
 mod gc;
@@ -40,7 +39,7 @@ mod volumes;
 mod tests;
 
 pub use base_images::EnsureBaseImage;
-pub use config::{HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
+pub use config::{HOOK_TIMEOUT, HostConfig, KVM_BOOT_DEADLINE, TCG_BOOT_DEADLINE};
 pub use console::ConsoleReader;
 pub use doctor::{Check, Level, doctor};
 pub use error::{Error, ErrorCode};
@@ -60,6 +59,7 @@ pub use kiln_image::Volume;
 pub use kiln_image::bundle::{
     BaseFile, BaseImage, Ensured as EnsuredBaseImage, Preset as BasePreset,
 };
+pub(crate) use kiln_image::failpoint;
 pub use kiln_image::kernel::KernelBundle;
 pub use kiln_image::library::{ImageInfo, Pruned, PullPolicy, Removed};
 pub use kiln_image::oci::ImageConfig;
@@ -67,6 +67,7 @@ pub use kiln_image::{Progress, ProgressEvent, Silent};
 pub use kiln_net::policy::{
     Action, BandwidthSpec, Mode as PolicyMode, PolicySpec, PortSpec, Protocol, RuleSpec,
 };
+pub use kiln_vmm::jail::Protection;
 pub use kiln_vmm::uffd::{COMMAND as SERVE_PAGES, UffdError, serve as serve_pages};
 pub use kiln_vmm::{Acceleration, EngineKind, EnginePreference};
 pub use metrics::HostMetrics;

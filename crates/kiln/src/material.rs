@@ -19,7 +19,7 @@ use kiln_vmm::{Boot, EngineKind};
 
 use crate::agent::AGENT;
 use crate::base_images::{BaseImages, EnsureBaseImage, debian_parts};
-use crate::config::Directories;
+use crate::config::{Directories, HostConfig};
 use crate::error::{Error, ErrorCode};
 use crate::image_choice::{ImageChoice, ImageSettings, Quota, platform};
 use crate::sandbox::{SandboxSpec, is_sandbox_id};
@@ -90,7 +90,7 @@ impl Material {
 
 impl Materials {
     /// Opens the stores and sweeps what a crash left half-made in them.
-    pub(crate) fn open(directories: &Directories) -> Result<Self, Error> {
+    pub(crate) fn open(config: &HostConfig, directories: &Directories) -> Result<Self, Error> {
         let settings = ImageSettings::read(&directories.image_settings())?;
         let library = ImageLibrary::open(directories.images(), settings.library())?;
         let images = library.store().clone();
@@ -103,7 +103,10 @@ impl Materials {
             runtimes: settings.runtimes(),
             quota: settings.quota(),
             limits: settings.library().limits,
-            base_images: BaseImages::new(directories.base_images(), settings.base_images()),
+            base_images: BaseImages::new(
+                directories.base_images(),
+                settings.base_images().overridden_by(config),
+            ),
             making_default: Mutex::new(()),
             apt: directories.cache().join("debian"),
         };

@@ -8,19 +8,13 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tracing::info;
+use rustix::process::Pid;
 
 use crate::error::{Error, ErrorCode};
 use crate::host::Shared;
 use crate::material::blocking;
 use crate::sandbox::confine;
-
-/// How long a process may take to end after SIGKILL.
-const LAST_MOMENTS: Duration = Duration::from_secs(20);
 
 /// Ends the machine of a sandbox that has no record of one.
 pub(crate) async fn end(shared: &Shared, id: &str) -> Result<(), Error> {
@@ -38,42 +32,10 @@ pub(crate) async fn end(shared: &Shared, id: &str) -> Result<(), Error> {
 
 fn end_holders(dirs: &[PathBuf]) -> Result<(), Error> {
     let sockets = sockets_in(dirs);
-    let own = rustix::process::getpid();
-    for pid in processes().filter(|pid| *pid != own) {
-        if !holds(pid, dirs, &sockets) {
-            continue;
-        }
-        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
-            continue;
-        };
-        if !holds(pid, dirs, &sockets) {
-            continue;
-        }
-        info!(
-            pid = pid.as_raw_nonzero().get(),
-            "ending a machine that was never recorded"
-        );
-        let failed = |source: rustix::io::Errno| {
-            Error::new(
-                ErrorCode::Host,
-                "cannot end a machine that was never recorded",
-            )
-            .with_source(std::io::Error::from(source))
-        };
-        pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
-        let mut ended = [PollFd::new(&process, PollFlags::IN)];
-        let patience = Timespec {
-            tv_sec: LAST_MOMENTS.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
-        poll(&mut ended, Some(&patience)).map_err(failed)?;
-    }
-    Ok(())
-}
-
-fn processes() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+    kiln_vmm::process::end_strays(|pid| holds(pid, dirs, &sockets)).map_err(|source| {
+        let message = "cannot end a machine that was never recorded";
+        Error::new(ErrorCode::Host, message).with_source(source)
+    })
 }
 
 /// Whether a process has something open that is in one of the directories.

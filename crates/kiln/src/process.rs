@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_gets_what_it_does_not_name_from_the_image() {
+    fn b3_5_an_exec_gets_what_it_does_not_name_from_the_image() {
         let bare = ExecSpec {
             argv: words("ls -l"),
             env: vec![("B".into(), "mine".into())],

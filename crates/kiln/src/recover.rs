@@ -9,6 +9,7 @@ use kiln_vmm::{AdoptError, MachineRecord, MachineState};
 use tracing::{info, warn};
 
 use crate::error::{Error, ErrorCode};
+use crate::gc;
 use crate::host::Shared;
 use crate::network;
 use crate::orphans;
@@ -39,7 +40,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Error> {
     ] {
         sweep_unknown(&dir, &known)?;
     }
-    Ok(())
+    gc::sweep_machines(shared).await
 }
 
 /// Returns its id if its machine was adopted. One that may be halted only for a snapshot that broke
@@ -169,6 +170,7 @@ fn settle(row: &mut SandboxRow) {
     row.machine = None;
     row.expires_at_ms = None;
     row.main_session = None;
+    row.main_exit = None;
     row.wants_running &= row.spec.restart != RestartPolicy::No;
     if let Some(reason) = reason {
         row.reason = Some(reason.to_owned());

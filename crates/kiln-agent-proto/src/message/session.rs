@@ -100,6 +100,25 @@ pub struct Kill {
     pub session: u64,
 }
 
+/// Wait for the end of a session, without being its client.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Wait {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+}
+
+/// A session has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Waited {
+    /// How.
+    #[prost(message, required, tag = "1")]
+    pub exit: Exited,
+    /// How long it ran.
+    #[prost(uint64, tag = "2")]
+    pub age_ms: u64,
+}
+
 /// A session has started.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Started {
@@ -172,6 +191,9 @@ pub struct SessionEntry {
     /// How long it has run, or ran.
     #[prost(uint64, tag = "7")]
     pub age_ms: u64,
+    /// Whether it is a main process of the guest.
+    #[prost(bool, tag = "8")]
+    pub main: bool,
 }
 
 /// Host to agent, after [`Started`] or [`Attached`].

@@ -108,6 +108,16 @@ impl Session {
         self.state.borrow().ended.map(|(exit, _)| exit)
     }
 
+    /// Waits until it has ended, as its clients hear of it.
+    pub(crate) async fn ended(&self) -> Exited {
+        loop {
+            if let Some(exit) = self.exit() {
+                return exit;
+            }
+            self.news.notified().await;
+        }
+    }
+
     /// How long it has run, or ran.
     pub(crate) fn age(&self) -> Duration {
         let end = self.state.borrow().ended.map(|(_, at)| at);

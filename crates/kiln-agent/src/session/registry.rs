@@ -304,6 +304,7 @@ fn entry(session: &Session) -> SessionEntry {
         attached: session.is_attached(),
         exit: session.exit(),
         age_ms: session.age().as_millis() as u64,
+        main: session.stop_signal.is_some(),
     }
 }
 

@@ -113,8 +113,31 @@ mod tests {
         let command = created.command.unwrap();
         assert_eq!(command.exec.argv, ["httpd", "-f"]);
         assert_eq!(command.exec.env, [("A".to_owned(), "b".to_owned())]);
+        assert_eq!(created.without, []);
         let bare = request("kiln create -- sleep 5");
         assert_eq!(bare.image, None);
         assert_eq!(bare.command.unwrap().exec.argv, ["sleep", "5"]);
+    }
+
+    #[test]
+    fn b1_10_each_protection_has_an_opt_out_of_its_own() {
+        use kiln_api::Protection::{Cgroup, PidNamespace, Seccomp};
+        for (line, without) in [
+            ("kiln create --without seccomp -- true", vec![Seccomp]),
+            (
+                "kiln create --without pid-namespace -- true",
+                vec![PidNamespace],
+            ),
+            (
+                "kiln create --without cgroup --without seccomp -- true",
+                vec![Cgroup, Seccomp],
+            ),
+            (
+                "kiln create --without cgroup,pid-namespace -- true",
+                vec![Cgroup, PidNamespace],
+            ),
+        ] {
+            assert_eq!(request(line).without, without, "{line}");
+        }
     }
 }

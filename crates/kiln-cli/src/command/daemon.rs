@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::shared::is_not_running;
 use crate::{
     Failure, Output,
-    place::{Paths, Place},
+    place::{Paths, Place, PlaceError, absolute},
     start::{Daemon, Readiness, Setting, error_line},
 };
 
@@ -92,6 +92,34 @@ pub(crate) struct DaemonArgs {
         hide_env_values = true
     )]
     seccomp_filters: Option<std::path::PathBuf>,
+    /// Give each executable hook so long [default: 10]
+    #[arg(long, value_name = "SECONDS", env = "KILN_HOOK_TIMEOUT", hide_env_values = true,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    hook_timeout: Option<u64>,
+    /// Keep base images here [default: base-images in the data directory]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "KILN_BASE_IMAGES",
+        hide_env_values = true
+    )]
+    base_images: Option<std::path::PathBuf>,
+    /// Keep so many base images; the one used longest ago goes first [default: 2]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "KILN_MAX_BASE_IMAGES",
+        hide_env_values = true
+    )]
+    max_base_images: Option<usize>,
+    /// What the base image `hosted` means: a manifest by its URL or path
+    #[arg(
+        long,
+        value_name = "URL|FILE",
+        env = "KILN_BASE_IMAGE_MANIFEST",
+        hide_env_values = true
+    )]
+    base_image_manifest: Option<String>,
     /// Be what --background starts
     #[arg(long, hide = true, conflicts_with_all = ["background", "stop"])]
     detached: bool,
@@ -101,12 +129,16 @@ pub(crate) struct DaemonArgs {
 }
 
 /// What says how a daemon is to be.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 9] = [
     "idle_exit",
     "boot_timeout",
     "firecracker_version",
     "firecracker_releases",
     "seccomp_filters",
+    "hook_timeout",
+    "base_images",
+    "max_base_images",
+    "base_image_manifest",
 ];
 
 impl DaemonArgs {
@@ -126,7 +158,9 @@ impl DaemonArgs {
         let seconds = |value: Option<u64>| value.map(|it| it.to_string().into());
         let filters = self.seccomp_filters.as_deref();
         let filters = filters.map(|it| Paths::Here.named(it)).transpose()?;
-        let all: [(&'static str, Option<OsString>); 5] = [
+        let base_images = self.base_images.as_deref().map(absolute).transpose()?;
+        let base_image_manifest = self.base_image_manifest.as_deref().map(manifest);
+        let all: [(&'static str, Option<OsString>); 9] = [
             ("KILN_IDLE_EXIT", seconds(self.idle_exit)),
             ("KILN_BOOT_TIMEOUT", seconds(self.boot_timeout)),
             (
@@ -138,6 +172,16 @@ impl DaemonArgs {
                 self.firecracker_releases.as_ref().map(Into::into),
             ),
             ("KILN_SECCOMP_FILTERS", filters.map(Into::into)),
+            ("KILN_HOOK_TIMEOUT", seconds(self.hook_timeout)),
+            ("KILN_BASE_IMAGES", base_images.map(Into::into)),
+            (
+                "KILN_MAX_BASE_IMAGES",
+                self.max_base_images.map(|it| it.to_string().into()),
+            ),
+            (
+                "KILN_BASE_IMAGE_MANIFEST",
+                base_image_manifest.transpose()?.map(Into::into),
+            ),
         ];
         let set = all.into_iter();
         Ok(set
@@ -233,9 +277,17 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     let idle_exit = Some(args.idle_exit.unwrap_or(default)).filter(|seconds| *seconds > 0);
     let mut host = HostConfig::new(&place.data_dir, &place.runtime_dir);
     host.hooks_dir = Some(hooks_dir(place));
+    host.hook_timeout = args.hook_timeout.map(Duration::from_secs);
     host.firecracker_release = args.firecracker_version.clone().unwrap_or_default();
     host.firecracker_releases = args.firecracker_releases.clone();
     host.seccomp_filters = args.seccomp_filters.clone();
+    host.base_images_dir = args.base_images.as_deref().map(absolute).transpose()?;
+    host.max_base_images = args.max_base_images;
+    host.base_image_manifest = args
+        .base_image_manifest
+        .as_deref()
+        .map(manifest)
+        .transpose()?;
     host.boot_deadline = args.boot_timeout.map(Duration::from_secs);
     let config = DaemonConfig {
         host,
@@ -249,6 +301,14 @@ async fn serve(args: &DaemonArgs, place: &Place, lock: &DaemonLock) -> Result<u8
     }
     server.serve().await?;
     Ok(0)
+}
+
+/// A URL, or a path that means the same to a daemon with another working directory.
+fn manifest(place: &str) -> Result<String, PlaceError> {
+    if place.contains("://") {
+        return Ok(place.to_owned());
+    }
+    Ok(absolute(place.as_ref())?.to_string_lossy().into_owned())
 }
 
 /// All of it or nothing: the arguments require each other.

@@ -9,7 +9,8 @@ use crate::{
     start::Daemon,
 };
 
-/// Remove what no sandbox owns any more: files, sockets, jails, what was never finished
+/// Remove what no sandbox owns any more: files, sockets, jails, control groups, interfaces and firewall
+/// rules, what was never finished
 ///
 /// Images and volumes that nobody uses are theirs: see `kiln image prune` and `kiln volume ls`.
 #[derive(Debug, Args)]

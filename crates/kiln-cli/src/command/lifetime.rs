@@ -25,7 +25,8 @@ pub(crate) struct LifetimeArgs {
     /// Remove the sandbox when it stops
     #[arg(long, conflicts_with = "restart")]
     rm: bool,
-    /// Start it again when its machine ends by itself: no, on-failure, on-failure:3, always
+    /// Start it again when its machine or its command ends by itself: no, on-failure, on-failure:3,
+    /// always
     #[arg(long, value_name = "POLICY", value_parser = restart_policy)]
     restart: Option<String>,
 }

@@ -77,8 +77,11 @@ fn render(sandboxes: &[Sandbox], now_ms: u64) -> String {
 /// A machine that is not confined must not look like one that is.
 fn state(sandbox: &Sandbox) -> String {
     let word = sandbox.state.as_str();
+    let waived: Vec<_> = sandbox.without.iter().map(|it| it.as_str()).collect();
     match sandbox.unprotected.len() {
-        0 => word.to_owned(),
+        0 if waived.is_empty() => word.to_owned(),
+        // It has no machine now, and will lack them when it has one.
+        0 => format!("{word}, without {}", waived.join(", ")),
         lacks => format!("{word}, {lacks} protections missing"),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use kiln_api::{CreateSandbox, InitSystem};
+use kiln_api::{CreateSandbox, InitSystem, Protection};
 
 use super::{image::Pull, lifetime::LifetimeArgs, network::RunNetworkArgs, volume::Mount};
 use crate::{Failure, cli::Engine, output::size::Mebibytes, place::Paths};
@@ -38,6 +38,9 @@ pub(crate) struct SandboxArgs {
     /// Run although the VMM cannot be confined as it should be
     #[arg(long)]
     allow_insecure_vmm: bool,
+    /// Run the VMM without this protection, at every start; all others hold
+    #[arg(long, value_enum, value_name = "PROTECTION", value_delimiter = ',')]
+    without: Vec<Waived>,
     /// Engine to run it on
     #[arg(long, value_enum, env = "KILN_ENGINE")]
     engine: Option<Engine>,
@@ -94,6 +97,27 @@ impl From<Init> for InitSystem {
     }
 }
 
+/// A protection that can be done without.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Waived {
+    /// Filters of system calls.
+    Seccomp,
+    /// A namespace of processes of its own.
+    PidNamespace,
+    /// A control group with limits.
+    Cgroup,
+}
+
+impl From<Waived> for Protection {
+    fn from(waived: Waived) -> Self {
+        match waived {
+            Waived::Seccomp => Self::Seccomp,
+            Waived::PidNamespace => Self::PidNamespace,
+            Waived::Cgroup => Self::Cgroup,
+        }
+    }
+}
+
 impl SandboxArgs {
     /// Whether a runtime, a base image or a snapshot is named, which takes the image's place.
     pub(super) fn names_image(&self) -> bool {
@@ -126,6 +150,7 @@ impl SandboxArgs {
             modules: self.modules.as_deref().map(host_path).transpose()?,
             hostname: self.hostname,
             allow_insecure_vmm: self.allow_insecure_vmm,
+            without: self.without.into_iter().map(Into::into).collect(),
             network: Some(self.network.request()),
             ..CreateSandbox::default()
         };

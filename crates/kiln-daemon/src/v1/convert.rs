@@ -30,6 +30,7 @@ pub(super) fn spec(request: kiln_api::CreateSandbox) -> Result<SandboxSpec, ApiE
         volumes: request.volumes.into_iter().map(volume_mount).collect(),
         ephemeral: false,
         allow_insecure_vmm: request.allow_insecure_vmm,
+        without: request.without.into_iter().map(protection).collect(),
         network: request
             .network
             .map_or(default.network, super::networks::spec),
@@ -79,6 +80,22 @@ pub(super) fn wait_for(what: kiln_api::WaitFor) -> kiln::WaitFor {
         kiln_api::WaitFor::Stopped => kiln::WaitFor::Stopped,
         kiln_api::WaitFor::Running => kiln::WaitFor::Running,
         kiln_api::WaitFor::Removed => kiln::WaitFor::Removed,
+    }
+}
+
+fn protection(protection: kiln_api::Protection) -> kiln::Protection {
+    match protection {
+        kiln_api::Protection::Seccomp => kiln::Protection::Seccomp,
+        kiln_api::Protection::PidNamespace => kiln::Protection::PidNamespace,
+        kiln_api::Protection::Cgroup => kiln::Protection::Cgroup,
+    }
+}
+
+fn waived(protection: kiln::Protection) -> kiln_api::Protection {
+    match protection {
+        kiln::Protection::Seccomp => kiln_api::Protection::Seccomp,
+        kiln::Protection::PidNamespace => kiln_api::Protection::PidNamespace,
+        kiln::Protection::Cgroup => kiln_api::Protection::Cgroup,
     }
 }
 
@@ -179,6 +196,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         pid: info.pid,
         warnings: info.warnings,
         unprotected: info.unprotected,
+        without: info.without.into_iter().map(waived).collect(),
         timings: info.timings.map(timings),
         labels: info.labels,
         project: info.project,
@@ -189,6 +207,7 @@ pub(super) fn sandbox(info: kiln::SandboxInfo) -> kiln_api::Sandbox {
         restart: info.restart.to_string(),
         restarts: info.restarts,
         main_session: info.main_session,
+        main_exit: info.main_exit.map(exit_status),
         snapshot: info.snapshot,
     }
 }
@@ -364,15 +383,8 @@ pub(super) fn kernel(kernel: kiln::KernelBundle) -> kiln_api::Kernel {
 }
 
 pub(super) fn leftover(leftover: kiln::Leftover) -> kiln_api::Leftover {
-    let kind = match leftover.kind {
-        kiln::LeftoverKind::Sandbox => "sandbox",
-        kiln::LeftoverKind::Machine => "machine",
-        kiln::LeftoverKind::Jail => "jail",
-        kiln::LeftoverKind::Snapshot => "snapshot",
-        kiln::LeftoverKind::HalfMade => "half_made",
-    };
     kiln_api::Leftover {
-        kind: kind.to_owned(),
+        kind: leftover.kind.as_str().to_owned(),
         path: leftover.path.display().to_string(),
         bytes: leftover.bytes,
         removed: leftover.removed,

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 pub use self::tag::{ReleaseTag, ReleaseTagError};
 use crate::download::{Download, DownloadError, fetch, fetch_text, first_redirect};
+use crate::kernel::Architecture;
 use crate::progress::{Progress, ProgressEvent};
 use crate::publish::{digest_reader, sync_directory, write_atomically};
 
@@ -142,7 +143,7 @@ impl FirecrackerStore {
         Self {
             dir: dir.into(),
             releases: RELEASES.to_owned(),
-            architecture: std::env::consts::ARCH,
+            architecture: Architecture::host().name(),
             stall: STALL,
             offline: false,
         }
@@ -152,6 +153,14 @@ impl FirecrackerStore {
     #[must_use]
     pub fn with_releases(mut self, url: impl Into<String>) -> Self {
         self.releases = url.into();
+        self
+    }
+
+    /// Keeps releases for another processor than this machine's, as for a host that is being
+    /// prepared.
+    #[must_use]
+    pub fn with_architecture(mut self, architecture: Architecture) -> Self {
+        self.architecture = architecture.name();
         self
     }
 

@@ -1,6 +1,7 @@
 //! Against a server that gives good, wrong, torn, slow and no answers.
 
 use std::collections::HashMap;
+use std::env::consts::ARCH;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,13 +55,16 @@ impl Server {
 
     /// A whole release.
     fn publish(&self, tag: &str) -> Vec<u8> {
-        let archive = release(tag, |_| {});
+        let archive = release((tag, ARCH), |_| {});
         self.publish_archive(tag, &archive);
         archive
     }
 
     fn publish_archive(&self, tag: &str, archive: &[u8]) {
-        let (path, name) = path(tag);
+        self.publish_at(path((tag, ARCH)), archive);
+    }
+
+    fn publish_at(&self, (path, name): (String, String), archive: &[u8]) {
         let sums = format!("{}  {name}\n", digest(archive));
         self.answer(
             &format!("{path}.sha256.txt"),
@@ -76,8 +80,11 @@ impl Server {
     }
 }
 
-fn path(tag: &str) -> (String, String) {
-    let name = format!("firecracker-{tag}-{}.tgz", std::env::consts::ARCH);
+/// Of a version and a processor.
+type Which<'w> = (&'w str, &'w str);
+
+fn path((tag, arch): Which<'_>) -> (String, String) {
+    let name = format!("firecracker-{tag}-{arch}.tgz");
     (format!("/download/{tag}/{name}"), name)
 }
 
@@ -121,8 +128,8 @@ fn serve(mut stream: TcpStream, known: &Mutex<HashMap<String, Answer>>, archives
 }
 
 /// A release's archive, after `change` of its members.
-fn release(tag: &str, change: impl FnOnce(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8> {
-    let suffix = format!("{tag}-{}", std::env::consts::ARCH);
+fn release((tag, arch): Which<'_>, change: impl FnOnce(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8> {
+    let suffix = format!("{tag}-{arch}");
     let member = |name: &str| {
         (
             format!("{name}-{suffix}"),
@@ -245,7 +252,7 @@ async fn a2_2_callers_at_the_same_time_download_once() {
 async fn a2_2_a_wrong_archive_is_never_taken() {
     let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
     let good = server.publish("v1.14.0");
-    let (path, name) = path("v1.14.0");
+    let (path, name) = path(("v1.14.0", ARCH));
     let store = server.store(dir.path());
     let mut corrupt = good.clone();
     corrupt[60] ^= 1;
@@ -307,7 +314,7 @@ async fn a2_2_an_archive_that_contradicts_itself_is_refused() {
         (|members| members.push(members[0].clone()), "twice"),
     ];
     for (change, words) in changes {
-        server.publish_archive("v1.13.1", &release("v1.13.1", change));
+        server.publish_archive("v1.13.1", &release(("v1.13.1", ARCH), change));
         let error = store
             .install(&pinned("v1.13.1"), &Silent)
             .await
@@ -333,4 +340,34 @@ async fn a2_1_a_latest_that_leads_nowhere_is_told() {
         store.latest().await,
         Err(ReleaseError::NoLatest { .. })
     ));
+}
+
+#[tokio::test]
+async fn a1_5_releases_are_this_hosts_unless_another_processor_is_named() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    for arch in ["x86_64", "aarch64"] {
+        let which = ("v1.16.1", arch);
+        server.publish_at(path(which), &release(which, |_| {}));
+    }
+    let tag = pinned("v1.16.1");
+    for (store, arch) in [
+        (server.store(dir.path()), ARCH),
+        (
+            server
+                .store(dir.path())
+                .with_architecture(Architecture::X86_64),
+            "x86_64",
+        ),
+        (
+            server
+                .store(dir.path())
+                .with_architecture(Architecture::Aarch64),
+            "aarch64",
+        ),
+    ] {
+        let installed = store.install(&tag, &Silent).await.unwrap();
+        let dir = installed.firecracker.parent().unwrap().file_name().unwrap();
+        assert_eq!(dir.to_str().unwrap(), format!("v1.16.1-{arch}"));
+    }
+    assert_eq!(server.archives.load(Ordering::SeqCst), 2, "one for each");
 }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::ImageLibrary;
 use super::catalog::Record;
 use super::error::LibraryError;
+use crate::failpoint;
 use crate::limits::{LimitError, Limits};
 use crate::oci::{Digest, ImageDocument, Manifest, Platform, Reference};
 use crate::rootfs::{ImageError, layers_key};
@@ -129,6 +130,7 @@ impl ImageLibrary {
             self.catalog.pin(record.id, owner)?;
         }
         self.catalog.save(&record)?;
+        failpoint::reach("pull.recorded");
         for name in names {
             self.catalog.set_name(name, record.id)?;
         }

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::error::LibraryError;
 use crate::blobs::{Begun, Blobs, Feed, Partial, digest_of};
+use crate::failpoint;
 use crate::oci::Descriptor;
 use crate::progress::{Progress, ProgressEvent};
 use crate::registry::{Backoff, RegistryError, Repository};
@@ -71,6 +72,7 @@ impl Fetch<'_> {
             let found = digest_of(&hash);
             if found == digest {
                 blocking(move || partial.finish()).await??;
+                failpoint::reach("pull.layer");
                 feed.finish();
                 return Ok(());
             }
@@ -180,6 +182,8 @@ impl Fetch<'_> {
             hash.update(bytes);
             *at = end;
             feed.grow(end);
+            // The block image is being built of these bytes meanwhile.
+            failpoint::reach("pull.unpacking");
             self.count_up_to(end, counted);
         }
         Ok(())

@@ -13,6 +13,7 @@ use super::error::LibraryError;
 use super::fetch::Fetch;
 use super::{ImageInfo, ImageLibrary, PullPolicy, PullRequest};
 use crate::blobs::Feed;
+use crate::failpoint;
 use crate::oci::{Descriptor, Digest, Document, Manifest};
 use crate::progress::{Progress, ProgressEvent};
 use crate::registry::{RegistryError, Repository};
@@ -56,13 +57,16 @@ impl ImageLibrary {
             Repository::new(&request.image, &self.config.registries, &request.keyring)?;
         let described = runtime.block_on(resolve(&repository, request))?;
         described.check_limits(&self.config.limits)?;
+        failpoint::reach("pull.resolved");
         self.keep_documents(&described)?;
+        failpoint::reach("pull.documents");
         loop {
             let image = self.material(&described, &repository, runtime, progress)?;
             let names = std::slice::from_ref(&request.image);
             let pin = request.pin.as_deref();
             // Removed between making and naming it: make it again.
             if let Some(record) = self.enter(&described, &image, names, pin)? {
+                failpoint::reach("pull.entered");
                 return self.describe(&record);
             }
         }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use image::{Image, ImageId};
 
+use crate::failpoint;
 use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
 use crate::publish::{lock_file, make_read_only, sync_directory, write_atomically_via};
@@ -117,6 +118,7 @@ impl ImageStore {
                 return Ok(image);
             }
             let built = material.build(workspace.path(), "rootfs", &budget, progress)?;
+            failpoint::reach("image.built");
             return self.publish(&id, &built, workspace, progress);
         }
         let built = material.build(workspace.path(), "rootfs", &budget, progress)?;
@@ -151,7 +153,9 @@ impl ImageStore {
         file.sync_all().during("sync", &path)?;
         image.save(workspace.path())?;
         sync_directory(workspace.path()).during("sync", workspace.path())?;
+        failpoint::reach("image.described");
         workspace.publish(&self.image_directory(id))?;
+        failpoint::reach("image.published");
         self.sync_images()?;
         Ok(image)
     }

@@ -26,6 +26,8 @@ pub use error::VolumeError;
 pub use name::{VolumeName, VolumeNameError};
 
 use crate::clone::clone_file;
+use crate::failpoint;
+use crate::partial;
 use crate::publish::{make_readable, sync_directory};
 use crate::rootfs::{Filesystem, identify};
 use draft::{Draft, Lock};
@@ -194,10 +196,7 @@ impl VolumeStore {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let new = tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempfile_in(directory)
-            .during("create a file in", directory)?;
+        let new = partial::file_in(directory).during("create a file in", directory)?;
         copy(&volume.path, new.as_file(), to)?;
         new.as_file().sync_all().during("sync", to)?;
         new.persist_noclobber(to)
@@ -242,8 +241,10 @@ impl VolumeStore {
         let lock = self.lock(name)?;
         self.unused(name, in_use)?;
         let draft = Draft::create(&self.root, name, lock)?;
+        failpoint::reach("volume.condemned");
         let (from, to) = (self.directory(name), draft.path().join("removed"));
         fs::rename(&from, &to).during("rename", &from)?;
+        failpoint::reach("volume.moved");
         self.sync()
     }
 
@@ -302,10 +303,13 @@ impl VolumeStore {
     fn publish(&self, draft: Draft, disk: &File) -> Result<Volume, VolumeError> {
         disk.sync_all().during("sync", &draft.disk())?;
         let size = disk.metadata().during("examine", &draft.disk())?.len();
+        failpoint::reach("volume.made");
         Record::new(size).save(draft.path())?;
+        failpoint::reach("volume.recorded");
         let name = draft.name().clone();
         let directory = self.directory(&name);
         draft.publish(&directory)?;
+        failpoint::reach("volume.published");
         self.sync()?;
         self.get(&name)?.ok_or(VolumeError::NotFound(name))
     }

@@ -31,7 +31,9 @@ use self::version::{Feature, Version};
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, sweep};
-use crate::jail::{Access, Jail, JailRecord, JailSpec, Limits, give_to, off_the_runtime};
+use crate::jail::{
+    Access, Jail, JailRecord, JailSpec, Limits, Protection, give_to, off_the_runtime,
+};
 use crate::machine::{
     Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
     MachineSpec, MachineState,
@@ -237,7 +239,9 @@ impl FirecrackerEngine {
             .args(["--log-path".into(), place.inside(OUTPUT_FIFO)])
             .args(["--metrics-path".into(), place.inside(METRICS_FIFO)])
             .args(["--api-sock".into(), place.inside(API_SOCKET)]);
-        if let Some(filters) = filters {
+        if spec.options.lacks(Protection::Seccomp) {
+            command.args(["--no-seccomp"]);
+        } else if let Some(filters) = filters {
             command.args(["--seccomp-filter".into(), filters.to_path_buf()]);
         }
         command.surround(surroundings(spec, jail)?);
@@ -328,7 +332,7 @@ fn jailer_args(program: &Path, jail: &JailRecord) -> Vec<OsString> {
 fn surroundings(spec: &MachineSpec, jail: Option<&Jail>) -> Result<Surroundings, SpawnError> {
     Ok(Surroundings {
         netns: open_netns(spec)?,
-        pid_namespace: jail.is_some(),
+        pid_namespace: jail.is_some() && !spec.options.lacks(Protection::PidNamespace),
         cgroups: match jail {
             Some(jail) => jail.group().doors()?,
             None => Vec::new(),

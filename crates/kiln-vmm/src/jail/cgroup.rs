@@ -3,6 +3,7 @@
 //! Both versions: in version 2 one directory, in version 1 one per controller. The process joins
 //! before its program is executed, so that limits hold from the first instruction.
 
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,35 @@ pub struct Limits {
     pub cpus: u32,
     /// Threads and processes.
     pub pids: u32,
+}
+
+/// The groups of machines below a parent, each with its directories, whoever made them.
+#[must_use]
+pub fn groups_below(parent: &str) -> Vec<(String, Vec<PathBuf>)> {
+    let host = Hierarchy::of_host();
+    let names = host.names(parent);
+    let with_dirs = |name: String| {
+        let dirs = host.existing(parent, &name);
+        (name, dirs)
+    };
+    names.into_iter().map(with_dirs).collect()
+}
+
+/// Removes a parent that has no groups any more; one that has stays. Not while a machine is made.
+pub fn remove_empty_parent(parent: &str) {
+    let host = Hierarchy::of_host();
+    for dir in host.existing(".", parent) {
+        // Refused while there is anything below it.
+        let _ = std::fs::remove_dir(dir);
+    }
+}
+
+/// Kills whatever is in the group of these directories and removes it. Blocks.
+///
+/// # Errors
+/// It does not become empty, or cannot be removed.
+pub fn end_group(dirs: Vec<PathBuf>) -> std::io::Result<()> {
+    Cgroup::of(dirs).end()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +100,20 @@ impl Hierarchy {
         };
         let dirs = trees.into_iter().map(|tree| tree.join(parent).join(name));
         dirs.filter(|dir| dir.is_dir()).collect()
+    }
+
+    /// The names of the groups below `parent`.
+    fn names(&self, parent: &str) -> BTreeSet<String> {
+        let trees = self.existing(".", parent);
+        let entries = trees
+            .into_iter()
+            .filter_map(|dir| std::fs::read_dir(dir).ok());
+        let dirs = entries
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     fn at(mount: &Path) -> Self {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::Protection;
 use super::cgroup::Cgroup;
 use crate::MachineRecord;
 
@@ -142,26 +143,34 @@ impl Confinement {
         })
     }
 
-    /// Holds what is against what was promised. Without a jail, nothing but filters is promised.
+    /// Holds what is against what was promised. Without a jail, nothing but filters is promised, and
+    /// never what the owner does without.
     pub(crate) fn verify(record: &MachineRecord, promise: Promise) -> std::io::Result<Vec<Breach>> {
         let is = Self::with(record, promise.filtered)?;
+        let waived = |protection| record.shape.without.contains(&protection);
         let mut breaches = Vec::new();
         let mut unless = |holds: bool, breach| {
             if !holds {
                 breaches.push(breach);
             }
         };
-        unless(is.seccomp, Breach::Seccomp);
+        unless(is.seccomp || waived(Protection::Seccomp), Breach::Seccomp);
         if let Some(jail) = &record.jail {
             unless(is.uid == jail.uid && is.gid == jail.gid, Breach::User);
             unless(is.no_new_privs, Breach::NewPrivileges);
             unless(is.capabilities == 0, Breach::Capabilities);
-            unless(is.pid_namespace, Breach::PidNamespace);
+            let sees_its_own = is.pid_namespace || waived(Protection::PidNamespace);
+            unless(sees_its_own, Breach::PidNamespace);
             unless(is.own_root || !promise.own_root, Breach::Root);
-            unless(is.cgroup, Breach::Cgroup);
+            unless(is.cgroup || waived(Protection::Cgroup), Breach::Cgroup);
         }
         Ok(breaches)
     }
+}
+
+/// The user in effect that a process's status tells of.
+pub(super) fn user_of(status: &Path) -> Option<u32> {
+    Some(Status::read(status).ok()?.uid)
 }
 
 /// A mount namespace alone is none: it can show the host's files.

@@ -7,12 +7,14 @@
 pub mod cgroup;
 mod confinement;
 mod files;
+mod protection;
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 pub use self::cgroup::Limits;
@@ -20,8 +22,10 @@ pub(crate) use self::cgroup::{Cgroup, Hierarchy};
 pub use self::confinement::{Breach, Confinement};
 pub(crate) use self::confinement::{Filtered, Promise};
 pub(crate) use self::files::{Access, give_to};
+pub use self::protection::Protection;
 use crate::MachineSpec;
 use crate::error::{JailError, SpawnError};
+use crate::process::end_strays;
 
 /// What is put around one VMM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,13 +132,18 @@ impl Jail {
         dir: Option<PathBuf>,
         limits: Limits,
     ) -> Result<Self, JailError> {
-        let group = Hierarchy::of_host().make(&jail.cgroup_parent, &spec.id, limits)?;
+        let cgroups = if spec.options.lacks(Protection::Cgroup) {
+            Vec::new()
+        } else {
+            let group = Hierarchy::of_host().make(&jail.cgroup_parent, &spec.id, limits)?;
+            group.dirs().to_vec()
+        };
         let mut made = Self {
             record: JailRecord {
                 uid: jail.uid,
                 gid: jail.gid,
                 dir: None,
-                cgroups: group.dirs().to_vec(),
+                cgroups,
             },
             binds: Vec::new(),
             kept: false,
@@ -220,7 +229,8 @@ impl Drop for Jail {
 }
 
 /// Ends and removes whatever of a machine there is that was never recorded: its owner died between
-/// making it and writing it down. Everything is found by names that derive from `id`. Blocks.
+/// making it and writing it down. Everything is found by names that derive from `id`, and processes
+/// that are in no control group by their user, who is nobody else's. Blocks.
 ///
 /// # Errors
 /// A process cannot be ended, or a directory not removed.
@@ -239,6 +249,7 @@ pub fn sweep_unrecorded(jail: &JailSpec, id: &str) -> Result<(), JailError> {
         return Ok(());
     }
     tracing::info!(id, "removing what was never recorded of a machine");
+    end_all_of(jail.uid)?;
     let mut record = JailRecord {
         uid: jail.uid,
         gid: jail.gid,
@@ -252,6 +263,15 @@ pub fn sweep_unrecorded(jail: &JailSpec, id: &str) -> Result<(), JailError> {
         record.sweep()?;
     }
     Ok(())
+}
+
+/// Ends the processes of a user.
+fn end_all_of(uid: u32) -> Result<(), JailError> {
+    let theirs = |pid: Pid| {
+        let status = PathBuf::from(format!("/proc/{}/status", pid.as_raw_nonzero()));
+        confinement::user_of(&status).is_some_and(|user| user == uid)
+    };
+    end_strays(theirs).map_err(step("end the processes in it", Path::new("/proc")))
 }
 
 /// Does what blocks elsewhere.

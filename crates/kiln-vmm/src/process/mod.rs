@@ -7,6 +7,7 @@
 mod command;
 mod descriptors;
 mod identity;
+mod stray;
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +26,7 @@ pub use command::VmmCommand;
 pub(crate) use command::{Surroundings, User};
 pub use identity::{IdentityError, identify};
 pub(crate) use identity::{boot_id, pid_of};
+pub use stray::end_strays;
 
 use crate::readable_fd::readable_fd;
 use crate::{Exit, ProcessIdentity};

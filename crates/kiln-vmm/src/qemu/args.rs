@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 
 use serde_json::json;
 
+use crate::jail::Protection;
 use crate::machine::{Acceleration, MachineSpec};
 use crate::validate::command_line;
 
@@ -63,7 +64,7 @@ pub(super) fn arguments(
     inherited: &Inherited,
 ) -> Vec<String> {
     let mut args = Words::default();
-    harden(&mut args);
+    harden(&mut args, spec);
     machine(&mut args, spec, acceleration, inherited.memory);
     boot(&mut args, spec, own_kernel_args, inherited);
     channels(&mut args, inherited.sockets);
@@ -166,15 +167,17 @@ pub(super) fn kernel_args(acceleration: Acceleration, tsc_khz: Option<u64>) -> S
     line
 }
 
-fn harden(args: &mut Words) {
+fn harden(args: &mut Words, spec: &MachineSpec) {
     args.word("-nodefaults");
     args.word("-no-user-config");
     args.word("-no-reboot");
     args.option("-display", "none");
-    args.option(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    );
+    if !spec.options.lacks(Protection::Seccomp) {
+        args.option(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        );
+    }
 }
 
 fn machine(

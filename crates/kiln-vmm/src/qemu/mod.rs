@@ -31,7 +31,7 @@ use self::template::Templates;
 use crate::console::ConsoleLog;
 use crate::error::{AdoptError, JailError, SpawnError};
 use crate::instance::{Instance, MadeFiles, RuntimeFiles};
-use crate::jail::{Access, Jail, Limits, give_to, off_the_runtime};
+use crate::jail::{Access, Jail, Limits, Protection, give_to, off_the_runtime};
 use crate::machine::{
     Acceleration, Capabilities, Engine, EngineKind, Machine, MachineRecord, MachineShape,
     MachineSpec, MachineState,
@@ -388,7 +388,7 @@ fn surroundings(spec: &MachineSpec, jail: Option<&Jail>) -> Result<Surroundings,
     };
     Ok(Surroundings {
         netns: open_netns(spec)?,
-        pid_namespace: true,
+        pid_namespace: !spec.options.lacks(Protection::PidNamespace),
         cgroups: jail.group().doors()?,
         binds: jail.binds().to_vec(),
         no_new_privs: true,

@@ -140,3 +140,34 @@ fn the_longest_socket_must_fit() {
         [SpecFault::SocketPath { bytes: 108, .. }]
     ));
 }
+
+/// An id names files, sockets, control groups and devices: it is a plain word or nothing is made.
+#[test]
+fn a1_2_an_id_that_leads_elsewhere_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for id in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../x",
+        "a b",
+        "a\0b",
+        "ä",
+        "a%b",
+        &"x".repeat(65),
+    ] {
+        let spec = MachineSpec {
+            id: id.to_owned(),
+            ..good(dir.path())
+        };
+        assert_eq!(faults(&spec), [SpecFault::Id(id.to_owned())]);
+    }
+    for id in ["a", "Web-1", &"x".repeat(64)] {
+        let spec = MachineSpec {
+            id: id.to_owned(),
+            ..good(dir.path())
+        };
+        assert_eq!(faults(&spec), [], "{id}");
+    }
+}

@@ -323,3 +323,38 @@ fn releases_are_named_by_one_word() {
         assert!(parse(wrong).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn a1_4_a_release_is_chosen_and_a_binary_of_the_owners_comes_first() {
+    alone("chosen");
+}
+
+#[tokio::test]
+#[ignore = "runs alone"]
+async fn inside_chosen() {
+    let bench = Bench::new();
+    let pinned = |tag: &str| FirecrackerRelease::Pinned(tag.parse().expect("a tag"));
+    // The release that is asked for, and no other in its place.
+    let error = bench.refused(pinned("v1.15.1")).await;
+    assert_eq!(error.code(), ErrorCode::DownloadFailed);
+    let engines = bench.engines(pinned(TAG));
+    let fetched = engines.choose(EnginePreference::Firecracker, Some(&Silent));
+    assert!(fetched.await.expect("fetched").reason.contains("1.16.1"));
+
+    // A binary of the owner's: nothing is fetched, nor is what was fetched used.
+    let own = bench.dir.path().join("own-firecracker");
+    std::fs::write(&own, "#!/bin/sh\necho Firecracker v1.12.0\n").expect("a file");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&own, mode).expect("executable");
+    let asked = bench.server.asked();
+    let mut config = HostConfig::new(bench.dir.path().join("data"), "/run/kiln");
+    config.firecracker_release = FirecrackerRelease::Latest;
+    config.firecracker_releases = Some(bench.server.url.clone());
+    config.firecracker = Some(own);
+    let mut engines = Engines::new(&config, &Directories::new(&config));
+    engines.options.allow_unusable_kvm = true;
+    let chosen = engines.choose(EnginePreference::Firecracker, Some(&Silent));
+    let chosen = chosen.await.expect("there");
+    assert_eq!(chosen.engine.capabilities().version, "1.12.0");
+    assert_eq!(bench.server.asked(), asked);
+}

@@ -15,6 +15,7 @@ mod meet;
 mod port;
 mod session;
 mod unread;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub(crate) use error::{GuestError, Refusal};
 pub use files::{TreeDownload, TreeUpload};
 pub use port::PortStream;
 pub use session::{ExecInputSender, ExecOutputReceiver, ExecSession};
+pub(crate) use wait::SessionEnd;
 
 use crate::exec::{ExecSpec, SessionInfo};
 use crate::process::Completed;
@@ -503,6 +505,7 @@ fn session_info(entry: SessionEntry) -> SessionInfo {
         attached: entry.attached,
         exit: entry.exit.map(session::exit),
         age: Duration::from_millis(entry.age_ms),
+        main: entry.main,
     }
 }
 

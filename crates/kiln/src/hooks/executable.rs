@@ -15,8 +15,6 @@ use tokio::time::timeout;
 use super::{Hook, HookCall, HookError, OnFailure};
 use crate::error::{Error, ErrorCode};
 
-/// How long an executable may take; then it is killed with its process group.
-const TIMEOUT: Duration = Duration::from_secs(10);
 /// What is read of its output.
 const MAX_OUTPUT: u64 = 16 * 1024;
 /// Executables whose names begin so abort what they fail before.
@@ -27,12 +25,14 @@ const REQUIRED: &str = "required-";
 struct Executable {
     path: PathBuf,
     name: String,
+    /// How long it may take; then it is killed with its process group.
+    time: Duration,
 }
 
 /// The executables of a directory, by name; none when it does not exist.
 ///
 /// They run with this process's rights: a directory or file that others can write to is refused.
-pub(crate) fn in_directory(dir: &Path) -> Result<Vec<Arc<dyn Hook>>, Error> {
+pub(crate) fn in_directory(dir: &Path, time: Duration) -> Result<Vec<Arc<dyn Hook>>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -49,6 +49,7 @@ pub(crate) fn in_directory(dir: &Path) -> Result<Vec<Arc<dyn Hook>>, Error> {
             hooks.push(Arc::new(Executable {
                 name: name.to_string_lossy().into_owned(),
                 path,
+                time,
             }));
         }
     }
@@ -89,12 +90,12 @@ impl Hook for Executable {
     async fn call(&self, call: &HookCall) -> Result<(), HookError> {
         let json = serde_json::to_vec(call).map_err(failed("be told"))?;
         let mut child = self.spawn(call).map_err(failed("be started"))?;
-        match timeout(TIMEOUT, drive(&mut child, &json)).await {
+        match timeout(self.time, drive(&mut child, &json)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 kill(&child);
                 let _ = child.wait().await;
-                Err(HookError(format!("it took longer than {TIMEOUT:?}")))
+                Err(HookError(format!("it took longer than {:?}", self.time)))
             }
         }
     }
@@ -136,8 +137,10 @@ async fn drive(child: &mut Child, json: &[u8]) -> Result<(), HookError> {
         }
         words
     };
-    let (status, (), words) = tokio::join!(child.wait(), tell, listen);
-    let status = status.map_err(failed("be waited for"))?;
+    let ((), words) = tokio::join!(tell, listen);
+    // Not before: as long as nobody has waited for it, its number stands for its process group,
+    // which others may still be in.
+    let status = child.wait().await.map_err(failed("be waited for"))?;
     if status.success() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kiln_net::dns::{DnsOptions, Server, resolvers_of};
 use kiln_net::policy::PolicySpec;
 use kiln_net::subnet::{Cidr, InterfaceName};
-use kiln_net::{HostNetwork, HostOptions, Identity};
+use kiln_net::{HostNetwork, HostOptions, Identity, Trace};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -17,7 +17,7 @@ use super::firewalls::Firewalls;
 use super::named::{NamedNetwork, NewNetwork, Registry};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, ErrorCode};
-use crate::store::{Leases, Store};
+use crate::store::{Leases, NamedNetworks, Store};
 
 /// The data directory whose networks have the plain names.
 const USUAL_DIRECTORY: &str = "/var/lib/kiln";
@@ -70,9 +70,7 @@ impl Networks {
         if let Some(reason) = self.obstacle() {
             return vec![format!("network: not usable: {reason}")];
         }
-        let opened = self.opened.lock().await;
-        let host = opened.as_ref().map(|opened| opened.host.clone());
-        drop(opened);
+        let host = self.if_open().await;
         let mut findings = vec!["network: usable".to_owned()];
         if let Some(host) = host {
             findings.extend(self.firewalls.look(&host).await);
@@ -150,6 +148,35 @@ impl Networks {
         Ok(())
     }
 
+    /// What there is on the host of this data directory's and nobody has a lease of. An interface that
+    /// is made while this looks has its lease before.
+    pub(crate) async fn leftovers(&self) -> Result<Vec<Trace>, Error> {
+        let Some(host) = self.if_open().await else {
+            return Ok(Vec::new());
+        };
+        let found = blocking(move || Ok(host.traces()?)).await?;
+        let leased = self.store.write(|tx| {
+            let mut leased = Leases(tx).interfaces()?;
+            leased.extend(NamedNetworks(tx).interfaces()?);
+            Ok(leased)
+        });
+        let leased = leased.await?;
+        let nobodys = |trace: &Trace| !leased.contains(&trace.interface);
+        Ok(found.into_iter().filter(nobodys).collect())
+    }
+
+    pub(crate) async fn remove_leftover(&self, trace: Trace) -> Result<(), Error> {
+        let Some(host) = self.if_open().await else {
+            return Ok(());
+        };
+        blocking(move || Ok(host.remove_trace(&trace)?)).await
+    }
+
+    async fn if_open(&self) -> Option<HostNetwork> {
+        let opened = self.opened.lock().await;
+        opened.as_ref().map(|opened| opened.host.clone())
+    }
+
     /// The owner leaves: where no sandbox runs on with a network, nothing stays on the host.
     pub(crate) async fn close(&self) {
         self.named.close().await;
@@ -222,7 +249,8 @@ fn died(panic: tokio::task::JoinError) -> Error {
     Error::new(ErrorCode::Host, "a task of the network died").with_source(panic)
 }
 
-fn identity(data_dir: &Path) -> Identity {
+/// Whose things these are on the host.
+pub(crate) fn identity(data_dir: &Path) -> Identity {
     if data_dir == Path::new(USUAL_DIRECTORY) {
         return Identity::standard();
     }

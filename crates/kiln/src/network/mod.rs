@@ -21,7 +21,7 @@ mod watch;
 
 pub(crate) use attach::{Attached, Occupant, adopt, attach};
 pub(crate) use attachment::Attachment;
-pub(crate) use host::Networks;
+pub(crate) use host::{Networks, identity};
 pub use info::NetworkInfo;
 pub(crate) use named::NamedSpec;
 pub use named::{NamedNetwork, NetworkMember, NewNetwork, Secret, Tunnel, TunnelInfo, WireGuard};

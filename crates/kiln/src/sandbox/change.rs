@@ -27,6 +27,7 @@ impl Driver {
         if update.restart.is_some() {
             // What was planned was planned by the old policy.
             self.restart_at = None;
+            self.command_at = None;
         }
         self.tell();
         self.shared.events.publish(&self.row, EventKind::Updated);

@@ -17,8 +17,11 @@ const UIDS: u32 = 1 << 16;
 /// Data directories of one host choose among so many ranges.
 const RANGES: u32 = (1 << 31) / UIDS - FIRST_UID / UIDS;
 
-/// Control group of all machines, below the root of the hierarchy.
-const CGROUP_PARENT: &str = "kiln";
+/// Control group of all machines of a data directory, below the root of the hierarchy: named after its
+/// networks' table, so that the groups of two of them are told apart.
+pub(crate) fn cgroup_parent(data_dir: &Path) -> String {
+    format!("{}.vm", crate::network::identity(data_dir).table())
+}
 
 /// The jail of a sandbox: always there for root, never for others, who cannot make one.
 pub(crate) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, Error> {
@@ -35,7 +38,7 @@ pub(crate) async fn jail(shared: &Shared, id: &str) -> Result<Option<JailSpec>, 
         uid,
         gid: uid,
         base_dir: shared.directories.jails(),
-        cgroup_parent: CGROUP_PARENT.to_owned(),
+        cgroup_parent: cgroup_parent(&shared.config.data_dir),
     }))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Requests reach it as commands and only wait for the answer: a client that leaves changes
 //! nothing. While a launch runs, a stop or a removal cancels it; everything else queues. What it
-//! does is told in the files beside this one: `start`, `end`, `pause`, `change`, `timeouts`.
+//! does is told in the files beside this one: `start`, `end`, `pause`, `change`, `timeouts`,
+//! `main_command`.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tracing::{debug, info};
 
 use super::activity::Activity;
 use super::info::unprotected;
+use super::main_command::{self, MainWatch};
 use super::timeouts::{Due, until_due};
 use super::{SandboxInfo, SandboxState, SandboxUpdate};
 use crate::error::{Error, ErrorCode};
@@ -154,11 +156,12 @@ pub(crate) fn spawn(shared: Arc<Shared>, row: SandboxRow, live: Option<Live>) ->
     let driver = Driver {
         shared,
         restart_at: (live.is_none() && row.wants_running).then(Instant::now),
+        main: live.as_ref().and_then(|live| MainWatch::newest(&row, live)),
+        command_at: None,
         row,
         live,
         activity,
         publisher,
-        streak: 0,
     };
     tokio::spawn(tracing::Instrument::instrument(driver.run(inbox), span));
     DriverHandle { commands, view }
@@ -186,8 +189,10 @@ pub(super) struct Driver {
     pub(super) publisher: watch::Sender<View>,
     /// When its restart policy starts it again.
     pub(super) restart_at: Option<Instant>,
-    /// Restarts in a row, none of which ran for long.
-    pub(super) streak: u32,
+    /// Tells when its main command has ended.
+    pub(super) main: Option<MainWatch>,
+    /// When its restart policy starts its main command again.
+    pub(super) command_at: Option<Instant>,
 }
 
 impl Driver {
@@ -196,6 +201,7 @@ impl Driver {
         loop {
             let machine = self.live.as_ref().map(|live| Arc::clone(&live.machine));
             let due = self.next_due();
+            let main = self.main.as_mut();
             let link_events = self.live.as_mut().map(|live| &mut live.link_events);
             let flow = match deferred.take() {
                 Some(command) => self.obey(command, &mut inbox, &mut deferred).await,
@@ -205,6 +211,10 @@ impl Driver {
                     exit = gone(machine.as_ref()) => self.machine_gone(exit).await,
                     event = link_event(link_events) => {
                         note(&event);
+                        Flow::Continue(())
+                    }
+                    ended = main_command::ended(main) => {
+                        self.main_ended(ended).await;
                         Flow::Continue(())
                     }
                     command = inbox.recv() => match command {
@@ -239,11 +249,13 @@ impl Driver {
     ) -> Flow {
         match command {
             Command::Start { how, reply } => {
+                self.row.restart_streak = 0;
                 let (outcome, interrupter) = self.start(&how, inbox).await;
                 *deferred = interrupter;
                 answer(reply, outcome);
             }
             Command::Restart { grace, how, reply } => {
+                self.row.restart_streak = 0;
                 let (outcome, interrupter) = self.restart(grace, &how, inbox).await;
                 *deferred = interrupter;
                 answer(reply, outcome);

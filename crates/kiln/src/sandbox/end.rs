@@ -32,6 +32,7 @@ impl Driver {
     /// Ends the machine, for this reason.
     pub(super) async fn end(&mut self, grace: Duration, reason: &str) -> Result<(), Error> {
         let planned = self.restart_at.take().is_some();
+        self.leave_main();
         let wanted = std::mem::replace(&mut self.row.wants_running, false);
         let Some(live) = self.live.take() else {
             return if planned || wanted {
@@ -68,6 +69,7 @@ impl Driver {
         let Some(live) = self.live.take() else {
             return Flow::Continue(());
         };
+        self.leave_main();
         let reason = stop::reason_of_end(&live, exit);
         let ended = ended_by(live.link.power_intent());
         if let Err(error) = stop::clean_up(&live).await {
@@ -135,6 +137,7 @@ impl Driver {
     /// Machine, files, row, in this order; what fails leaves the intent for recovery.
     async fn remove_all(&mut self) -> Result<(), Error> {
         self.restart_at = None;
+        self.leave_main();
         self.row.intent = Some(Intent::Remove);
         self.save().await?;
         failpoint::reach("remove.intended");

@@ -1,5 +1,6 @@
 //! What can be told of a sandbox.
 
+use kiln_vmm::jail::Protection;
 use kiln_vmm::{EngineKind, Machine};
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +8,7 @@ use super::driver::View;
 use super::labels::Labels;
 use super::restart::RestartPolicy;
 use super::state::SandboxState;
+use crate::exec::ExecExit;
 use crate::store::SandboxRow;
 
 /// A sandbox as its owner sees it.
@@ -43,6 +45,8 @@ pub struct SandboxInfo {
     /// Protections that a confined VMM has and this one lacks, in words, as the kernel tells them
     /// now; empty when all hold, or nothing runs.
     pub unprotected: Vec<String>,
+    /// Protections that its owner wants it to run without, at every start.
+    pub without: Vec<Protection>,
     /// How long its last start took.
     pub timings: Option<Timings>,
     /// Words of its owner's.
@@ -57,12 +61,14 @@ pub struct SandboxInfo {
     pub idle_timeout_ms: Option<u64>,
     /// Whether it goes when it stops.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine or its main command ends by itself.
     pub restart: RestartPolicy,
-    /// How often that happened.
+    /// How often that happened, to its machine or to its main command.
     pub restarts: u32,
     /// Number of the session of its main command, when that was started with it.
     pub main_session: Option<u64>,
+    /// How its main command ended, the last time that it did since the sandbox came up.
+    pub main_exit: Option<ExecExit>,
     /// Id of the snapshot that its first start began from, or will.
     pub snapshot: Option<String>,
 }
@@ -85,6 +91,7 @@ impl From<&SandboxRow> for SandboxInfo {
             pid: row.machine.as_ref().map(|machine| machine.process.pid),
             warnings: row.warnings.clone(),
             unprotected: Vec::new(),
+            without: row.spec.without.clone(),
             timings: row.timings,
             labels: row.spec.labels.clone(),
             project: row.spec.project.clone(),
@@ -95,6 +102,7 @@ impl From<&SandboxRow> for SandboxInfo {
             restart: row.spec.restart,
             restarts: row.restarts,
             main_session: row.main_session,
+            main_exit: row.main_exit,
             snapshot: row.spec.snapshot.clone(),
         }
     }

@@ -261,6 +261,7 @@ fn machine_spec(
         allow_insecure: row.spec.allow_insecure_vmm,
         options: kiln_vmm::MachineOptions {
             user_network: network.user.clone(),
+            without: row.spec.without.clone(),
             shared_memory: engine.kind() == EngineKind::Qemu,
             ..kiln_vmm::MachineOptions::default()
         },

@@ -12,6 +12,7 @@ mod info;
 mod labels;
 pub(crate) mod launch;
 mod lifecycle;
+mod main_command;
 mod pause;
 mod restart;
 mod sessions;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kiln_image::library::PullPolicy;
 use kiln_vmm::EnginePreference;
+use kiln_vmm::jail::Protection;
 use serde::{Deserialize, Serialize};
 
 use super::command::MainCommand;
@@ -77,6 +78,9 @@ pub struct SandboxSpec {
     /// Go on without protections around the VMM that cannot be had, such as a Firecracker that was
     /// built without system call filters. What is missing is told with the sandbox.
     pub allow_insecure_vmm: bool,
+    /// Protections around the VMM that it is to run without, at every start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Protection>,
     /// Words of its owner's to find and group it by.
     pub labels: Labels,
     /// The project that it belongs to.
@@ -87,7 +91,8 @@ pub struct SandboxSpec {
     pub idle_timeout_ms: Option<u64>,
     /// Remove it when it stops, for whatever reason.
     pub remove_on_stop: bool,
-    /// Whether it is started again when its machine ends by itself.
+    /// Whether it is started again when its machine ends by itself, and its main command when that
+    /// ends.
     pub restart: RestartPolicy,
     /// What runs in it from every start on; nothing when unset.
     pub command: Option<MainCommand>,
@@ -128,6 +133,7 @@ impl Default for SandboxSpec {
             volumes: Vec::new(),
             ephemeral: false,
             allow_insecure_vmm: false,
+            without: Vec::new(),
             labels: Labels::new(),
             project: None,
             timeout_ms: None,

@@ -66,6 +66,7 @@ impl Driver {
         self.row.warnings.clear();
         self.row.timings = None;
         self.row.main_session = None;
+        self.row.main_exit = None;
         self.become_state(SandboxState::Starting).await?;
         failpoint::reach("start.intended");
         Ok(())
@@ -125,6 +126,7 @@ impl Driver {
         self.begin_timeout();
         self.activity.reset();
         self.live = Some(live);
+        self.watch_main();
         self.become_state(SandboxState::Running).await?;
         failpoint::reach("start.published");
         if self
@@ -159,11 +161,17 @@ impl Driver {
             .started_at_ms
             .map_or(0, |began| clock::now_ms().saturating_sub(began));
         if Duration::from_millis(ran) >= STABLE_AFTER {
-            self.streak = 0;
+            self.row.restart_streak = 0;
         }
-        let wait = self.row.spec.restart.wait(ended, self.streak);
+        let wait = self.row.spec.restart.wait(ended, self.row.restart_streak);
         self.row.wants_running = wait.is_some();
         self.restart_at = wait.map(|wait| Instant::now() + wait);
+    }
+
+    pub(super) fn count_restart(&mut self) {
+        self.row.restart_streak = self.row.restart_streak.saturating_add(1);
+        self.row.restarts = self.row.restarts.saturating_add(1);
+        self.shared.counters.restarted();
     }
 
     /// The restart that was planned. One that fails is planned again, as the policy says.
@@ -171,9 +179,7 @@ impl Driver {
         &mut self,
         inbox: &mut mpsc::Receiver<Command>,
     ) -> Option<Command> {
-        self.streak = self.streak.saturating_add(1);
-        self.row.restarts = self.row.restarts.saturating_add(1);
-        self.shared.counters.restarted();
+        self.count_restart();
         info!(restarts = self.row.restarts, "restarting by policy");
         let how = Start {
             progress: Arc::new(Silent),

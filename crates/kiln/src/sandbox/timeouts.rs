@@ -31,16 +31,23 @@ pub(super) enum Due {
     Idle,
     /// The restart that its policy wants.
     Restart,
+    /// The same, of its main command.
+    Command,
 }
 
 impl Driver {
     /// What is due next, and when; `None` for never.
     pub(super) fn next_due(&self) -> Option<(Instant, Due)> {
         let restart = self.restart_at.map(|at| (at, Due::Restart));
-        [self.timeout_due(), self.idle_due(), restart]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at)
+        [
+            self.timeout_due(),
+            self.idle_due(),
+            restart,
+            self.command_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     fn timeout_due(&self) -> Option<(Instant, Due)> {
@@ -69,6 +76,10 @@ impl Driver {
         match due {
             // A restart is the driver's: it listens to commands meanwhile.
             Due::Nothing | Due::Restart => Flow::Continue(()),
+            Due::Command => {
+                self.restart_command().await;
+                Flow::Continue(())
+            }
             Due::Timeout => self.time_is_over().await,
             Due::Idle => self.nobody_uses_it().await,
         }
@@ -100,6 +111,10 @@ impl Driver {
         };
         if self.row.state == SandboxState::Paused {
             return false;
+        }
+        if self.command_at.is_some() {
+            // One does, but for a moment.
+            return true;
         }
         match tokio::time::timeout(ANSWER, live.link.stats()).await {
             Ok(Ok(stats)) => stats.sessions_running > 0,

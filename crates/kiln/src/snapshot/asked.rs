@@ -93,6 +93,7 @@ fn of_snapshot(row: &SnapshotRow, asked: SandboxSpec, faults: &mut Faults) -> Sa
         hostname: asked.hostname,
         ephemeral: asked.ephemeral,
         allow_insecure_vmm: asked.allow_insecure_vmm,
+        without: asked.without,
         labels: asked.labels,
         project: asked.project,
         timeout_ms: asked.timeout_ms,

@@ -1,6 +1,9 @@
 //! Leases of network slots, and whether this data directory has anything in the host's network.
 
-use kiln_net::NetworkRecord;
+use std::collections::BTreeSet;
+
+use kiln_net::subnet::InterfaceName;
+use kiln_net::{BridgeRecord, NetworkRecord};
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +113,18 @@ impl Leases<'_> {
             }
         }
         Ok(kept)
+    }
+
+    /// The interfaces of all that have a lease.
+    pub(crate) fn interfaces(&self) -> Result<BTreeSet<InterfaceName>, StoreError> {
+        let mut interfaces = BTreeSet::new();
+        for (_, record) in self.all("sandbox")? {
+            interfaces.insert(parse::<NetworkRecord>(record)?.interface);
+        }
+        for (_, record) in self.all("network")? {
+            interfaces.insert(parse::<BridgeRecord>(record)?.interface);
+        }
+        Ok(interfaces)
     }
 
     /// Gives back every lease of networks but these.

@@ -1,6 +1,9 @@
 //! Rows of named networks and of their members.
 
+use std::collections::BTreeSet;
+
 use kiln_net::MemberRecord;
+use kiln_net::subnet::InterfaceName;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::StoreError;
@@ -135,6 +138,17 @@ impl NamedNetworks<'_> {
             members.push((row.get(0)?, parse(row.get(1)?)?));
         }
         Ok(members)
+    }
+
+    /// The interfaces of members and of tunnels.
+    pub(crate) fn interfaces(&self) -> Result<BTreeSet<InterfaceName>, StoreError> {
+        let mut interfaces = BTreeSet::new();
+        for row in self.all()? {
+            let members = self.members(&row.name)?;
+            interfaces.extend(members.into_iter().map(|(_, record)| record.tap));
+            interfaces.extend(row.spec.tunnel.map(|tunnel| tunnel.interface));
+        }
+        Ok(interfaces)
     }
 
     /// Forgets every member but these sandboxes.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::StoreError;
 use super::networks::is_reference;
 use super::snapshots::Snapshots;
+use crate::exec::ExecExit;
 use crate::sandbox::{SandboxSpec, SandboxState, Timings};
 
 /// A multi-step operation that was begun and must be finished or undone.
@@ -61,10 +62,14 @@ pub(crate) struct SandboxRow {
     pub(crate) expires_at_ms: Option<u64>,
     /// Restarts by its policy, in all.
     pub(crate) restarts: u32,
+    /// Of these, how many in a row, none of which ran for long.
+    pub(crate) restart_streak: u32,
     /// Whether it is meant to run: what a restart policy goes by when the daemon opens.
     pub(crate) wants_running: bool,
     /// Session of its main command.
     pub(crate) main_session: Option<u64>,
+    /// How its main command ended last.
+    pub(crate) main_exit: Option<ExecExit>,
     /// Whose memory its machine maps, or will when it starts; without, it boots.
     pub(crate) snapshot: Option<String>,
 }
@@ -89,8 +94,10 @@ impl SandboxRow {
             started_at_ms: None,
             expires_at_ms: None,
             restarts: 0,
+            restart_streak: 0,
             wants_running: false,
             main_session: None,
+            main_exit: None,
             snapshot: None,
         }
     }
@@ -107,11 +114,12 @@ impl Sandboxes<'_> {
         }
         let sql = "INSERT INTO sandboxes (id, name, spec, image, image_id, state, intent, engine,
                        machine, reason, warnings, timings, created_at_ms, started_at_ms, image_config,
-                       expires_at_ms, restarts, wants_running, main_session, snapshot)
+                       expires_at_ms, restarts, wants_running, main_session, snapshot,
+                       restart_streak, main_exit)
                    VALUES (:id, :name, :spec, :image, :image_id, :state, :intent, :engine,
                        :machine, :reason, :warnings, :timings, :created_at_ms, :started_at_ms,
                        :image_config, :expires_at_ms, :restarts, :wants_running, :main_session,
-                       :snapshot)";
+                       :snapshot, :restart_streak, :main_exit)";
         self.bind(sql, row).map_err(name_taken)
     }
 
@@ -124,7 +132,8 @@ impl Sandboxes<'_> {
                        started_at_ms = :started_at_ms, image_config = :image_config,
                        expires_at_ms = :expires_at_ms, restarts = :restarts,
                        wants_running = :wants_running, main_session = :main_session,
-                       snapshot = :snapshot
+                       snapshot = :snapshot,
+                       restart_streak = :restart_streak, main_exit = :main_exit
                    WHERE id = :id";
         self.bind(sql, row).map_err(name_taken)
     }
@@ -180,6 +189,8 @@ impl Sandboxes<'_> {
             ":restarts": row.restarts,
             ":wants_running": row.wants_running,
             ":main_session": row.main_session,
+            ":restart_streak": row.restart_streak,
+            ":main_exit": row.main_exit.as_ref().map(json).transpose()?,
             ":snapshot": row.snapshot,
         })?;
         Ok(())
@@ -226,6 +237,8 @@ fn read(row: &Row<'_>) -> Result<SandboxRow, StoreError> {
         restarts: row.get("restarts")?,
         wants_running: row.get("wants_running")?,
         main_session: row.get("main_session")?,
+        restart_streak: row.get("restart_streak")?,
+        main_exit: optional(row.get("main_exit")?)?,
         snapshot: row.get("snapshot")?,
     })
 }
@@ -276,6 +289,8 @@ mod tests {
             restarts: 2,
             wants_running: true,
             main_session: Some(1),
+            restart_streak: 1,
+            main_exit: Some(ExecExit::Code(3)),
             snapshot: None,
         }
     }

@@ -37,6 +37,7 @@ const STEPS: &[&str] = &[
     NAMED_NETWORKS,
     LIFECYCLE,
     SNAPSHOTS,
+    MAIN_COMMAND,
 ];
 
 /// Who has which slot of the address pool; and one row while there may be something of this data
@@ -115,6 +116,12 @@ const SNAPSHOTS: &str = "
     ) STRICT;
     ALTER TABLE sandboxes ADD COLUMN snapshot TEXT REFERENCES snapshots (id);
     CREATE INDEX sandboxes_by_snapshot ON sandboxes (snapshot);
+";
+
+/// What a restart policy goes by that follows the main command too.
+const MAIN_COMMAND: &str = "
+    ALTER TABLE sandboxes ADD COLUMN restart_streak INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sandboxes ADD COLUMN main_exit TEXT;
 ";
 
 /// The schema of this Kiln.
@@ -234,6 +241,7 @@ mod tests {
             assert_eq!(row.state, crate::SandboxState::Stopped);
             assert_eq!((row.restarts, row.wants_running), (0, false));
             assert_eq!((row.expires_at_ms, row.spec.timeout_ms), (None, None));
+            assert_eq!((row.restart_streak, row.main_exit), (0, None));
             assert_eq!((&row.snapshot, &row.spec.snapshot), (&None, &None));
             assert_eq!(super::super::Snapshots(&tx).all().expect("none"), []);
             let uids: u32 = tx

@@ -6,7 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::stage::{Stage, within};
-use crate::{ErrorCode, HostConfig, SandboxState};
+use crate::guest::tests::support::gone;
+use crate::hooks::{HookCall, HookPoint, Hooks, in_directory};
+use crate::network::NetworkInfo;
+use crate::store::SandboxRow;
+use crate::{ErrorCode, HOOK_TIMEOUT, HostConfig, SandboxInfo, SandboxSpec, SandboxState};
 
 fn install(dir: &Path, name: &str, script: &str) {
     fs::create_dir_all(dir).unwrap();
@@ -108,4 +112,115 @@ async fn b7_2_hooks_that_others_could_replace_are_refused() {
     };
     let refused = crate::Host::open(config).await.unwrap_err();
     assert_eq!(refused.code(), ErrorCode::InvalidConfig);
+}
+
+/// Goes on for ever, and so does what it started.
+const ENDLESS: &str = "test $1 = before_start || exit 0
+sleep 10000 & echo $! > HERE/child; echo $$ > HERE/self; wait";
+
+#[tokio::test]
+async fn b7_1_a_hook_that_takes_too_long_is_killed_with_all_that_it_started() {
+    assert_eq!(
+        HOOK_TIMEOUT,
+        Duration::from_secs(10),
+        "docs/hooks.md says so"
+    );
+    for (name, refuses) in [("required-endless", true), ("endless", false)] {
+        let stage = Stage::new().await;
+        let script = ENDLESS.replace("HERE", &stage.dir().display().to_string());
+        install(&stage.dir().join("hooks"), name, &script);
+        // Long enough for a shell to write two files.
+        let time = Duration::from_secs(3);
+        let stage = stage
+            .reopened_as(|config| config.hook_timeout = Some(time))
+            .await;
+        let id = within(stage.host().create(stage.spec())).await.unwrap().id;
+        let started = stage.start(&id).await;
+        match refuses {
+            true => {
+                let refused = started.unwrap_err();
+                assert_eq!(refused.code(), ErrorCode::HookRefused);
+                assert!(refused.message().contains("longer than 3s"), "{refused}");
+                assert_eq!(stage.state(&id).await, SandboxState::Created);
+            }
+            false => assert_eq!(started.unwrap().state, SandboxState::Running),
+        }
+        for file in ["self", "child"] {
+            let pid = fs::read_to_string(stage.dir().join(file)).unwrap();
+            gone(pid.trim().parse().unwrap()).await;
+        }
+        within(stage.host().remove(&id, true)).await.unwrap();
+    }
+}
+
+/// One that has ended and left somebody behind who keeps its standard error open.
+#[tokio::test]
+async fn b7_1_what_a_hook_leaves_behind_is_not_waited_for_for_ever() {
+    let stage = Stage::new().await;
+    let script = format!(
+        "test $1 = before_start || exit 0; sleep 10000 & echo $! > {}",
+        stage.dir().join("child").display()
+    );
+    install(&stage.dir().join("hooks"), "required-leaves", &script);
+    let stage = stage
+        .reopened_as(|config| config.hook_timeout = Some(Duration::from_secs(3)))
+        .await;
+    let id = within(stage.host().create(stage.spec())).await.unwrap().id;
+    let refused = stage.start(&id).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::HookRefused);
+    let pid = fs::read_to_string(stage.dir().join("child")).unwrap();
+    gone(pid.trim().parse().unwrap()).await;
+}
+
+/// The example of docs/hooks, as an owner installs it, told of a network with two published ports.
+#[tokio::test]
+async fn b7_3_the_tunnel_example_gives_each_published_port_a_public_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let hooks = dir.path().join("hooks");
+    let example = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/hooks/tunnel-example.sh"
+    );
+    install(&hooks, "tunnel", "");
+    fs::copy(example, hooks.join("tunnel")).unwrap();
+    let log = dir.path().join("log");
+    let conf = format!(
+        "domain=example.net
+         announce() {{ echo \"announce $1 $2\" >> {log}; }}
+         withdraw() {{ echo \"withdraw $1\" >> {log}; }}",
+        log = log.display()
+    );
+    fs::write(hooks.join("tunnel.conf"), conf).unwrap();
+
+    let spec = SandboxSpec {
+        name: Some("web".to_owned()),
+        network: serde_json::from_str(
+            r#"{"policy":{"publish":["8080:80","127.0.0.1:5353:53/udp"]}}"#,
+        )
+        .unwrap(),
+        // Words of a stranger's that look like the list of ports.
+        labels: [("a".to_owned(), r#""publish":["1:1"]"#.to_owned())].into(),
+        ..SandboxSpec::default()
+    };
+    let row = SandboxRow::new("abcdefghijkl".to_owned(), spec, "debian".to_owned());
+    let hooks = Hooks::new(in_directory(&hooks, HOOK_TIMEOUT).unwrap());
+    let told = async |point| {
+        let mut call = HookCall::new(point, SandboxInfo::from(&row));
+        if point != HookPoint::NetworkDown {
+            call.network = NetworkInfo::of(&row, None).await.ok();
+        }
+        // As `required-` ones are called: a failure would be told.
+        hooks.tell(&call).await;
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        fs::remove_file(&log).ok();
+        text
+    };
+    let both = "withdraw abcdefghijkl\n\
+                announce 80-abcdefghijkl.example.net 8080:80\n\
+                announce 53-abcdefghijkl.example.net 127.0.0.1:5353:53/udp\n";
+    assert_eq!(told(HookPoint::NetworkUp).await, both);
+    assert_eq!(told(HookPoint::PolicyChanged).await, both);
+    let withdrawn = told(HookPoint::NetworkDown).await;
+    assert_eq!(withdrawn, "withdraw abcdefghijkl\n");
+    assert_eq!(told(HookPoint::AfterStart).await, "");
 }

@@ -8,7 +8,9 @@ use kiln_vmm::fake::{Gate, Plan, Step};
 
 use super::stage::{Stage, within};
 use crate::exec::{ExecOutput, ExecSpec};
-use crate::{ErrorCode, Filter, MainCommand, SandboxSpec, SandboxState, SandboxUpdate, WaitFor};
+use crate::{
+    ErrorCode, Filter, MainCommand, Protection, SandboxSpec, SandboxState, SandboxUpdate, WaitFor,
+};
 
 fn shell(script: &str) -> ExecSpec {
     ExecSpec {
@@ -311,4 +313,28 @@ async fn b2_6_a_running_sandbox_is_adopted() {
     assert_eq!((info.state, info.pid), (SandboxState::Running, pid));
     assert_eq!(output(&stage, &id, "echo up").await, "up\n");
     stage.stop(&id).await;
+}
+
+#[tokio::test]
+async fn b1_10_what_is_done_without_is_told_and_holds_at_every_later_start() {
+    let stage = Stage::new().await;
+    let without = vec![Protection::Seccomp, Protection::Cgroup];
+    let spec = SandboxSpec {
+        without: without.clone(),
+        ..stage.spec()
+    };
+    let id = stage.started(spec).await;
+    let asked_of_the_engine = |stage: &Stage| {
+        let views = stage.host().shared.views();
+        let machine = views.iter().find_map(|view| view.row.machine.clone());
+        machine.unwrap().shape.without
+    };
+    assert_eq!(asked_of_the_engine(&stage), without);
+    stage.stop(&id).await;
+    let stage = stage.reopened().await;
+    assert_eq!(stage.host().get(&id).await.unwrap().without, without);
+    stage.start(&id).await.unwrap();
+    assert_eq!(asked_of_the_engine(&stage), without);
+    let other = stage.host().create(stage.spec()).await.unwrap();
+    assert_eq!(other.without, [], "unless asked for, all hold");
 }

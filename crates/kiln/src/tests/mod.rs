@@ -6,6 +6,8 @@ mod idempotency;
 mod leftovers;
 mod lifecycle;
 mod many;
+mod places;
+mod reboots;
 mod restarts;
 mod snapshots;
 mod stage;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::engines::Engines;
 use crate::guest::tests::support::agent_program;
 use crate::network::{NetworkMode, NetworkSpec};
-use crate::{Error, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState, scripted};
+use crate::{Error, ErrorCode, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState, scripted};
 
 /// No test waits longer than this for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,6 +61,25 @@ impl Stage {
         within(host.close()).await;
         meanwhile();
         self.host = Some(open(self.dir.path(), &self.engine).await);
+        self
+    }
+
+    /// As [`Stage::reopened_when`], with something that takes its time.
+    pub(super) async fn reopened_when_async(mut self, meanwhile: impl AsyncFnOnce(&Self)) -> Self {
+        let host = self.host.take().unwrap();
+        within(host.close()).await;
+        meanwhile(&self).await;
+        self.host = Some(open(self.dir.path(), &self.engine).await);
+        self
+    }
+
+    /// As [`Stage::reopened`], by an owner who wants something else.
+    pub(super) async fn reopened_as(mut self, change: impl FnOnce(&mut HostConfig)) -> Self {
+        let host = self.host.take().unwrap();
+        within(host.close()).await;
+        let mut config = config(self.dir.path());
+        change(&mut config);
+        self.host = Some(open_as(config, &self.engine).await);
         self
     }
 
@@ -167,16 +186,35 @@ impl Drop for Stage {
     }
 }
 
-async fn open(dir: &Path, engine: &FakeEngine) -> Host {
-    let config = HostConfig::new(dir.join("data"), dir.join("run"));
-    let config = HostConfig {
+fn config(dir: &Path) -> HostConfig {
+    HostConfig {
         hooks_dir: Some(dir.join("hooks")),
-        ..config
+        ..HostConfig::new(dir.join("data"), dir.join("run"))
+    }
+}
+
+async fn open(dir: &Path, engine: &FakeEngine) -> Host {
+    open_as(config(dir), engine).await
+}
+
+async fn open_as(config: HostConfig, engine: &FakeEngine) -> Host {
+    let open = async || {
+        let engines = Engines::only(Arc::new(engine.clone()), &config);
+        Box::pin(Host::open_with(config.clone(), engines, Vec::new())).await
     };
-    let engines = Engines::only(Arc::new(engine.clone()), &config);
-    within(Box::pin(Host::open_with(config, engines, Vec::new())))
-        .await
-        .unwrap()
+    within(async {
+        loop {
+            match open().await {
+                // A program that another test is just starting has the last owner's lock until it
+                // is executed.
+                Err(error) if error.code() == ErrorCode::DataDirInUse => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    })
+    .await
 }
 
 pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {

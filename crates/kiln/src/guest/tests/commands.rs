@@ -128,7 +128,7 @@ async fn commands_at_fault_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_user_is_taken_on_whole() {
+async fn b3_5_a_user_is_taken_on_whole() {
     let (_agent, link) = connected(&[]).await;
     if run(&link, &spec(&["id", "-u"])).await.stdout() != "0\n" {
         eprintln!("SKIPPED: a_user_is_taken_on_whole: not root");
@@ -209,7 +209,7 @@ async fn input_that_nobody_reads_blocks_no_signal() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_one_with_a_size_that_changes() {
+async fn b3_3_a_terminal_is_one_with_a_size_that_changes() {
     let (_agent, link) = connected(&[]).await;
     let mut session = within(link.exec(&ExecSpec {
         tty: Some(TerminalSize { rows: 30, cols: 100 }),
@@ -292,7 +292,7 @@ async fn the_end_of_a_terminals_input_is_ctrl_d() {
 }
 
 #[tokio::test]
-async fn signals_reach_the_whole_process_group() {
+async fn b3_3_signals_reach_the_whole_process_group() {
     let (_agent, link) = connected(&[]).await;
     let mut session = within(link.exec(&shell("sleep 1000 & echo $!; wait")))
         .await

@@ -291,6 +291,8 @@ async fn an_agent_of_an_older_kiln_is_not_asked_for_what_it_cannot_do() {
     let liar = lied_to(Lie::EndlessList);
     let refused = within(liar.link.connect(80)).await.unwrap_err();
     assert_eq!(refused.refusal(), Some(crate::guest::Refusal::TooOld));
+    let refused = within(liar.link.session_ended(1)).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(crate::guest::Refusal::TooOld));
     let held = crate::sandbox::activity::Activity::new().begin(false);
     let watch = kiln_agent_proto::message::Watch::default();
     let refused = within(liar.link.watch(watch, held)).await.unwrap_err();

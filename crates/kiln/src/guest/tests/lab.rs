@@ -115,7 +115,7 @@ impl Lab {
         let config = HostConfig::new("/var/lib/kiln", "/run/kiln");
         let directories = Directories::new(&config);
         directories.create().expect("directories");
-        let materials = Materials::open(&directories).expect("kernels and images");
+        let materials = Materials::open(&config, &directories).expect("kernels and images");
         let row = row();
         let material = materials.gather(&row, Arc::new(Silent)).await;
         let program = std::env::var_os("KILN_FIRECRACKER")

@@ -98,7 +98,7 @@ async fn operations_wait_for_the_next_connection() {
 }
 
 #[tokio::test]
-async fn another_link_takes_the_sessions_over() {
+async fn b3_3_another_link_takes_the_sessions_over_by_their_ids() {
     let (agent, link) = connected(&[]).await;
     let wanted = ExecSpec {
         stdin: true,
@@ -284,4 +284,30 @@ async fn a_place_that_cannot_be_had_is_reported() {
     let error = within(link.ready()).await.unwrap_err();
     assert!(matches!(error, GuestError::Endpoint { .. }), "{error:?}");
     assert_eq!(Outcome::default().lost, 0);
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_told_to_who_is_not_its_client_over_breaks() {
+    let (_agent, proxy, link) = breakable(&[]).await;
+    let wanted = ExecSpec {
+        stdin: true,
+        ..shell("read line; exit 4")
+    };
+    let mut session = within(link.exec(&wanted)).await.unwrap();
+    let (waiting, id) = (link.clone(), session.id);
+    let waiting = tokio::spawn(async move { waiting.session_ended(id).await });
+    let mut events = link.events();
+    proxy.cut();
+    while !matches!(within(events.recv()).await.unwrap(), GuestEvent::Up(_)) {}
+    assert!(!waiting.is_finished());
+    let input = ExecInput::Stdin("go\n".into());
+    session.input.send(input).await.unwrap();
+    let end = within(waiting).await.unwrap().unwrap();
+    assert_eq!(end.exit, ExecExit::Code(4));
+    assert_eq!(collect(&mut session.output).await.exit, Some(end.exit));
+    // Also to who asks later; of one that never was there is nothing to tell.
+    let again = within(link.session_ended(id)).await.unwrap();
+    assert_eq!(again, end);
+    let nobody = within(link.session_ended(999)).await.unwrap_err();
+    assert_eq!(nobody.refusal(), Some(Refusal::NoSuchSession));
 }

@@ -3,6 +3,7 @@
 mod bulk;
 mod commands;
 mod files;
+mod hello;
 mod hostile;
 mod lab;
 mod links;

@@ -175,6 +175,25 @@ mod tests {
     }
 
     #[test]
+    fn a1_7_neither_a_firewall_nor_a_tunnel_unless_asked_for() {
+        let plain = new("lan").check().unwrap_or_else(|error| panic!("{error}"));
+        assert!(plain.tunnel.is_none());
+        let policy = new("lan").policy.check().expect("the default");
+        assert!(policy.clauses().is_empty());
+        let asked = NewNetwork {
+            policy: serde_json::from_str(
+                r#"{"rules":[{"action":"deny","cidrs":["198.51.100.0/24"]}]}"#,
+            )
+            .expect("policy"),
+            wireguard: Some(WireGuard::existing("wg7")),
+            ..new("lan")
+        };
+        let checked = asked.check().unwrap_or_else(|error| panic!("{error}"));
+        assert!(checked.tunnel.is_some());
+        assert_eq!(asked.policy.check().expect("rules").clauses().len(), 1);
+    }
+
+    #[test]
     fn a7_4_what_belongs_to_sandboxes_is_refused_with_every_other_fault() {
         let network = NewNetwork {
             subnet: Some("x".to_owned()),

@@ -15,6 +15,7 @@ use super::info::NamedNetwork;
 use super::new::{Checked, NamedSpec, NewNetwork, check_policy};
 use super::secrets::Secrets;
 use crate::error::{Error, ErrorCode};
+use crate::failpoint;
 use crate::network::host::{Networks, blocking};
 use crate::store::{Leases, NamedNetworks, NetworkRow, Owner, Store};
 
@@ -106,6 +107,7 @@ impl Registry {
         let host = networks.host().await?;
         let mut up = self.up.lock().await;
         let row = self.insert(&host, &new, &checked).await?;
+        failpoint::reach("network.stored");
         let made = async {
             let text = checked
                 .tunnel
@@ -118,6 +120,7 @@ impl Registry {
         };
         match made.await {
             Ok(bridge) => {
+                failpoint::reach("network.raised");
                 info!(name = %row.name, subnet = %row.spec.subnet.cidr(), "a network is made");
                 up.insert(row.name.clone(), bridge);
             }
@@ -190,10 +193,12 @@ impl Registry {
             let who = format!("sandboxes that have it: {}", users.join(", "));
             return Err(Error::from(error).with_details(who));
         }
+        failpoint::reach("network.forgotten");
         let closed = match up.remove(name) {
             Some(bridge) => bridge.close().await,
             None => Ok(()),
         };
+        failpoint::reach("network.closed");
         self.forget_secret(name).await?;
         closed
     }

@@ -3,7 +3,7 @@
 /// Names a step that was just done. Where the file that `KILN_FAILPOINT` names holds this name, the
 /// process dies here; the file is removed first, so that the next one does not.
 #[cfg(debug_assertions)]
-pub(crate) fn reach(name: &str) {
+pub fn reach(name: &str) {
     let Some(path) = std::env::var_os("KILN_FAILPOINT") else {
         return;
     };
@@ -14,5 +14,6 @@ pub(crate) fn reach(name: &str) {
     }
 }
 
+/// Nothing.
 #[cfg(not(debug_assertions))]
-pub(crate) fn reach(_: &str) {}
+pub fn reach(_: &str) {}
