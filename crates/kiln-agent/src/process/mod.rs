@@ -73,11 +73,13 @@ pub(crate) fn resolve_user(user: &str) -> Result<user::User, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it.
+/// Starts `exec`. The caller's reaper gets its exit; nobody else waits for it. One that is `tied`
+/// is killed when we end.
 pub(crate) fn spawn(
     exec: &Exec,
     users: &Users,
     cgroup: Option<&Cgroup>,
+    tied: bool,
 ) -> Result<Spawned, SpawnError> {
     let plan = plan(exec, users)?;
     let (stdio, ends) = match exec.tty {
@@ -87,7 +89,7 @@ pub(crate) fn spawn(
     .or_else(|error| refuse(ErrorCode::Internal, format!("no pipe or terminal: {error}")))?;
     let cgroup = cgroup.map(Cgroup::directory).transpose();
     let cgroup = cgroup.or_else(|error| refuse(ErrorCode::Internal, error.to_string()))?;
-    let launch = plan.launch(exec.tty.is_some(), stdio, cgroup);
+    let launch = plan.launch(exec.tty.is_some(), stdio, cgroup, tied);
     let launch = launch.or_else(|_| refuse(ErrorCode::BadRequest, "a NUL byte inside a text"))?;
     match child::spawn(launch) {
         Ok((pid, theirs)) => Ok(Spawned {
@@ -178,6 +180,7 @@ impl Plan {
         terminal: bool,
         stdio: [OwnedFd; 3],
         cgroup: Option<OwnedFd>,
+        tied: bool,
     ) -> Result<Launch, NulError> {
         let variable = |(name, value): &(OsString, OsString)| {
             CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
@@ -190,6 +193,7 @@ impl Plan {
             stdio,
             terminal,
             cgroup,
+            tied,
             uid: self.user.uid,
             gid: self.user.gid,
             groups: self.user.groups.clone(),

@@ -79,7 +79,7 @@ impl Sessions {
             None => self.spare.take().or_else(|| self.make_group(id)),
             Some(limits) => Some(limits::group(self.cgroups.as_ref(), id, limits)?),
         };
-        let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref()) {
+        let spawned = match process::spawn(&exec, &self.users, cgroup.as_ref(), self.outlived()) {
             Ok(spawned) => spawned,
             Err(error) => {
                 if let Some(group) = cgroup {
@@ -99,6 +99,11 @@ impl Sessions {
                 message: format!("cannot watch the process: {error}"),
             }
         })
+    }
+
+    /// Whether our end would leave commands behind: that of a guest's agent is the guest's.
+    fn outlived(&self) -> bool {
+        self.role == Role::Test
     }
 
     fn admit(&self) -> Result<(), SpawnError> {

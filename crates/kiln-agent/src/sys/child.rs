@@ -31,6 +31,8 @@ pub(crate) struct Launch {
     pub(crate) terminal: bool,
     /// Directory of the control group that it is in.
     pub(crate) cgroup: Option<OwnedFd>,
+    /// It is killed when its parent ends.
+    pub(crate) tied: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
@@ -214,6 +216,10 @@ fn set_up(script: &Script) -> Result<(), Errno> {
         let uid = Uid::from_raw(launch.uid);
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     }
+    if launch.tied {
+        // After the user: a change of that unties it.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
 }
@@ -258,6 +264,7 @@ mod tests {
             ],
             terminal: false,
             cgroup: None,
+            tied: false,
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
             groups: Vec::new(),

@@ -5,7 +5,9 @@ use std::time::Duration;
 use kiln_vmm::AgentEndpoint;
 
 use super::proxy::Proxy;
-use super::support::{Agent, Outcome, collect, connected, run, shell, spec, until, within};
+use super::support::{
+    Agent, Outcome, collect, connected, gone, is_alive, run, shell, spec, until, within,
+};
 use crate::exec::{ExecExit, ExecInput, ExecOutput, ExecSpec};
 use crate::guest::{GuestError, GuestEvent, GuestIdentity, GuestLink, Refusal};
 
@@ -52,6 +54,19 @@ async fn output_goes_on_where_a_break_cut_it_off() {
     );
     assert_eq!(exit, ExecExit::Code(0));
     assert!(breaks > 4);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_in_a_test_leaves_no_command_behind() {
+    let (mut agent, link) = connected(&[]).await;
+    let mut session = within(link.exec(&shell("echo $$; exec sleep 1000")))
+        .await
+        .unwrap();
+    let told = until(&mut session.output, "\n").await;
+    let pid = told.stdout().trim().parse().unwrap();
+    assert!(is_alive(pid));
+    agent.kill();
+    within(gone(pid)).await;
 }
 
 #[tokio::test]
