@@ -304,10 +304,10 @@ mod tests {
     #[test]
     fn groups_below_any_that_is_kilns_are_found_and_the_kernels_files_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let group = dir.path().join("memory/kiln/abc");
+        let group = dir.path().join("memory/kiln_1a2b.vm/abc");
         fs::create_dir_all(&group).unwrap();
-        fs::create_dir_all(dir.path().join("memory/other/def")).unwrap();
-        fs::write(dir.path().join("memory/kiln/tasks"), "").unwrap();
+        fs::create_dir_all(dir.path().join("memory/kiln-other/def")).unwrap();
+        fs::write(dir.path().join("memory/kiln_1a2b.vm/tasks"), "").unwrap();
         let mut found = Vec::new();
         control_groups(dir.path(), 2, &mut found);
         assert_eq!(found, [group]);
