@@ -212,6 +212,12 @@ fn with_names(words: &[String], files: &OpenFiles, dir: &Path) -> Result<Vec<Str
             let from = files.proc_dir.join("fd").join(fd);
             fs::copy(&from, &copy).map_err(|source| BareError::File { path: from, source })?;
             named.push(copy.display().to_string());
+        } else if let Some(rest) = word.strip_prefix("memory-backend-file,") {
+            // Which Kiln keeps in a file, for snapshots. A bare machine's memory is nobody else's.
+            let (kept, _) = rest
+                .split_once(",mem-path=")
+                .ok_or(BareError::NotUnderstood("its memory is in no file"))?;
+            named.push(format!("memory-backend-ram,{kept}"));
         } else if word.contains("/dev/fdset/") {
             named.push(with_disk(word, files)?);
         } else {
@@ -367,12 +373,14 @@ mod tests {
             "fd=800,set=0".to_owned(),
             "-blockdev".to_owned(),
             r#"{"file":{"filename":"/dev/fdset/0"},"read-only":true}"#.to_owned(),
+            "memory-backend-file,id=mem,size=64M,mem-path=/proc/self/fd/9,share=on".to_owned(),
         ];
         let mut files = OpenFiles::of(std::process::id()).unwrap();
         // Other tests of this process may have theirs.
         files.read_only.retain(|path| *path == disk);
         let named = with_names(&words, &files, dir.path()).unwrap();
-        assert_eq!(named.len(), 4);
+        assert_eq!(named.len(), 5);
+        assert_eq!(named[4], "memory-backend-ram,id=mem,size=64M");
         assert!(Path::new(&named[1]).starts_with(dir.path()));
         let blockdev: Value = serde_json::from_str(&named[3]).unwrap();
         assert_eq!(blockdev["file"]["filename"], disk.display().to_string());
