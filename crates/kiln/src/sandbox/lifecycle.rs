@@ -100,15 +100,7 @@ impl Host {
         key: &str,
         progress: Arc<dyn Progress>,
     ) -> Result<SandboxInfo, Error> {
-        let run_command = true;
-        self.start_so(
-            key,
-            Start {
-                progress,
-                run_command,
-            },
-        )
-        .await
+        self.start_so(key, progress, true).await
     }
 
     /// As [`Host::start`], but leaves the main command to the caller, who wants to be attached to it
@@ -121,18 +113,19 @@ impl Host {
         key: &str,
         progress: Arc<dyn Progress>,
     ) -> Result<SandboxInfo, Error> {
-        let run_command = false;
-        self.start_so(
-            key,
-            Start {
-                progress,
-                run_command,
-            },
-        )
-        .await
+        self.start_so(key, progress, false).await
     }
 
-    async fn start_so(&self, key: &str, how: Start) -> Result<SandboxInfo, Error> {
+    async fn start_so(
+        &self,
+        key: &str,
+        progress: Arc<dyn Progress>,
+        run_command: bool,
+    ) -> Result<SandboxInfo, Error> {
+        let how = Start {
+            progress,
+            run_command,
+        };
         let started = self.ask(key, |reply| Command::Start { how, reply }).await?;
         // It may have fetched an image, which is in use now.
         self.shared.keep_to_quota(Vec::new());
