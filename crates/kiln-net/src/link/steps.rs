@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 
 use super::{LINK_GROUP, PROTOCOL};
-use crate::netlink::{ACK, Batch, CREATE, EXCL, REPLACE};
+use crate::netlink::{ACK, Attributes, Batch, CREATE, EXCL, REPLACE};
 use crate::subnet::{Cidr, InterfaceName, MacAddr};
 
 const NEW_LINK: u16 = 16;
@@ -144,6 +144,7 @@ impl Steps {
                     .bytes(1, &veth.mac.0)
                     .u32(4, veth.mtu);
                 a.u32(27, LINK_GROUP);
+                one_queue(a);
                 a.nest(18, |info| {
                     info.text(1, "veth").nest(2, |data| {
                         data.nest(1, |peer| {
@@ -151,6 +152,7 @@ impl Steps {
                                 .text(3, veth.peer_name);
                             peer.bytes(1, &veth.peer_mac.0).u32(4, veth.mtu);
                             peer.u32(28, veth.namespace.as_raw_fd().cast_unsigned());
+                            one_queue(peer);
                         });
                     });
                 });
@@ -441,6 +443,11 @@ impl Steps {
             },
         );
     }
+}
+
+/// By default a veth gets a queue per processor each way, with files for each, and uses one.
+fn one_queue(link: &mut Attributes<'_>) {
+    link.u32(31, 1).u32(32, 1);
 }
 
 /// `struct ifinfomsg`.
