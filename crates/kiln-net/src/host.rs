@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::chains::Chains;
 use crate::conntrack::Conntrack;
 use crate::dns::{DnsOptions, Gate};
 use crate::hosts;
@@ -87,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     links: Mutex<Links>,
     nft: Mutex<Nft>,
+    chains: Mutex<Chains>,
     conntrack: Mutex<Conntrack>,
     forwarding: Mutex<BTreeSet<u32>>,
 }
@@ -126,6 +128,7 @@ impl HostNetwork {
             gate,
             links: Mutex::new(links),
             nft: Mutex::new(nft),
+            chains: Mutex::default(),
             conntrack: Mutex::new(Conntrack::open()?),
             forwarding: Mutex::new(BTreeSet::new()),
         };
@@ -145,7 +148,11 @@ impl HostNetwork {
         // The internet may be behind another interface now.
         shared.open_ways(&[])?;
         put_gateway(&mut shared.links(), shared.base.gateway)?;
+        let mut chains = shared.chains();
         let (loaded, _) = tables::load(&mut shared.nft(), &shared.identity, &shared.base)?;
+        if loaded {
+            chains.lost();
+        }
         Ok(loaded)
     }
 
@@ -218,6 +225,10 @@ impl Shared {
 
     pub(crate) fn nft(&self) -> MutexGuard<'_, Nft> {
         self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn chains(&self) -> MutexGuard<'_, Chains> {
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn conntrack(&self) -> MutexGuard<'_, Conntrack> {

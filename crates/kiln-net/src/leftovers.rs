@@ -47,10 +47,10 @@ impl HostNetwork {
     pub fn remove_trace(&self, trace: &Trace) -> Result<(), NetlinkError> {
         let shared = self.shared();
         // Rules first: what has none has no traffic.
-        let rules = recover::eviction(shared, &trace.interface)?;
-        if !rules.is_empty() {
-            shared.apply(rules)?;
-        }
+        let chains = shared.chains();
+        let rules = recover::eviction(shared, &chains, &trace.interface)?;
+        shared.apply(rules)?;
+        drop(chains);
         if trace.is_link {
             shared.links().delete(trace.interface.as_str())?;
         }

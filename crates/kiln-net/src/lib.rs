@@ -63,6 +63,7 @@
 //! ```
 
 mod accept;
+mod chains;
 mod codes;
 mod conntrack;
 pub mod dns;

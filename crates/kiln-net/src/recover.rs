@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use crate::chains::Chains;
 use crate::host::{HostNetwork, Shared};
 use crate::link::{AddressInfo, LinkInfo, Links, Route, RouteInfo, RuleSpec, Steps};
 use crate::netlink::NetlinkError;
@@ -11,8 +12,10 @@ use crate::ruleset::base::{
     APPROVED, CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT,
     SHARED, SOURCES, VERIFIED,
 };
-use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject, chain_name};
-use crate::ruleset::{Change, Data, Element, Field, TableFamily, bridge, interface_key};
+use crate::ruleset::sandbox::{Entry, Subject};
+use crate::ruleset::{
+    Change, Data, Element, Field, TableFamily, Verdict, bridge, custom, interface_key, names,
+};
 use crate::subnet::{Cidr, InterfaceName};
 use crate::wireguard;
 
@@ -91,10 +94,10 @@ pub(crate) fn is_in_force(
     let interface = interface_key(&subject.interface);
     let found = table.of_interface(&interface, &subject.sources);
     let wanted = entry.elements();
-    // A verdict is not read back; that of the right chain is implied by the mark.
     let is_there = |(set, element): &(&'static str, Element)| {
         let same_data = |data: &[u8]| match &element.data {
             Some(Data::Bytes(bytes)) => bytes == data,
+            Some(Data::Verdict(Verdict::Jump(chain))) => chain.as_bytes() == data,
             Some(Data::Verdict(_)) | None => true,
         };
         let mut of_set = table.of(set);
@@ -131,20 +134,65 @@ pub(crate) fn generation(
     }))
 }
 
+/// The addresses that names opened for an interface, by clause.
+pub(crate) fn opened(
+    shared: &Shared,
+    interface: &InterfaceName,
+) -> Result<Vec<(usize, Ipv4Addr)>, NetlinkError> {
+    let key = interface_key(interface);
+    let mut opened = Vec::new();
+    for (set, elements) in read_names(shared)? {
+        let ours = elements.iter().filter(|(found, _)| found.starts_with(&key));
+        let clause = names::clause_of(&set);
+        let addresses = ours.filter_map(|(found, _)| Some((clause?, names::address_of(found)?)));
+        opened.extend(addresses);
+    }
+    Ok(opened)
+}
+
+/// What is in the sets for names.
+fn read_names(shared: &Shared) -> Result<Vec<(String, Vec<KeyAndData>)>, NetlinkError> {
+    let mut nft = shared.nft();
+    let table = &shared.base.table;
+    let sets = nft.sets(TableFamily::Inet, table)?;
+    let of_names = |set: &String| names::clause_of(set).is_some();
+    let mut all = Vec::new();
+    for set in sets.into_iter().filter(of_names) {
+        let elements = nft.elements(TableFamily::Inet, table, &set)?;
+        all.push((set, elements));
+    }
+    Ok(all)
+}
+
 /// The changes that remove all of one interface's rules, whatever they are.
 pub(crate) fn eviction(
     shared: &Shared,
+    chains: &Chains,
     interface: &InterfaceName,
 ) -> Result<Vec<Change>, NetlinkError> {
-    let table = Table::read(shared)?;
     let key = interface_key(interface);
-    Ok(table.removal(|name| name == key))
+    removal(shared, chains, |name| name == key)
+}
+
+/// The changes that remove everything of the interfaces that `goes` names.
+fn removal(
+    shared: &Shared,
+    chains: &Chains,
+    goes: impl Fn(&[u8]) -> bool,
+) -> Result<Vec<Change>, NetlinkError> {
+    let mut changes = Table::read(shared)?.removal(chains, &goes);
+    for (set, elements) in read_names(shared)? {
+        let leaves = |key: &&Vec<u8>| key.get(..NAME_LEN).is_some_and(&goes);
+        let keys = elements.iter().map(|(key, _)| key).filter(leaves);
+        changes.extend(names::close_keys(&set, keys));
+    }
+    Ok(changes)
 }
 
 fn sweep_rules(shared: &Shared, keep: &BTreeSet<InterfaceName>) -> Result<usize, NetlinkError> {
-    let table = Table::read(shared)?;
     let kept: BTreeSet<Vec<u8>> = keep.iter().map(interface_key).collect();
-    let changes = table.removal(|name| !kept.contains(name));
+    let chains = shared.chains();
+    let changes = removal(shared, &chains, |name| !kept.contains(name))?;
     let removed = changes.len();
     shared.apply(changes)?;
     Ok(removed)
@@ -286,8 +334,8 @@ impl Table {
     }
 
     /// The changes that remove everything of the interfaces that `goes` names.
-    fn removal(&self, goes: impl Fn(&[u8]) -> bool) -> Vec<Change> {
-        let leaves = |key: &[u8]| key.get(..NAME_LEN).is_some_and(&goes);
+    fn removal(&self, chains: &Chains, goes: &impl Fn(&[u8]) -> bool) -> Vec<Change> {
+        let leaves = |key: &[u8]| key.get(..NAME_LEN).is_some_and(goes);
         let mut changes = Vec::new();
         for set in BY_INTERFACE {
             let keys = self
@@ -309,32 +357,25 @@ impl Table {
                 .map(|(key, _)| key);
             changes.extend(delete(set, keys));
         }
-        changes.extend(self.orphaned_policies(leaves));
+        changes.extend(self.orphaned_chains(chains, leaves));
         changes
     }
 
-    /// Chains and sets of custom policies that no staying interface is judged by.
-    fn orphaned_policies(&self, leaves: impl Fn(&[u8]) -> bool) -> Vec<Change> {
-        let used: BTreeSet<String> = self
-            .of(MARKS)
+    /// Chains of custom rules, with their sets, that no staying interface is judged by.
+    fn orphaned_chains(&self, chains: &Chains, leaves: impl Fn(&[u8]) -> bool) -> Vec<Change> {
+        let used: BTreeSet<&[u8]> = self
+            .of(CUSTOM)
             .filter(|(key, _)| !leaves(key))
-            .filter_map(|(_, mark)| Some(u32::from_ne_bytes(mark.get(..4)?.try_into().ok()?)))
-            .map(|mark| chain_name(mark >> GENERATION_BITS, mark.to_le_bytes()[0]))
+            .map(|(_, chain)| chain.as_slice())
             .collect();
-        let orphans = |name: &&String| is_policy_name(name) && !used.contains(owner(name));
-        let chains = self
-            .chains
-            .iter()
-            .filter(orphans)
-            .cloned()
-            .map(Change::DeleteChain);
-        let sets = self
-            .sets
-            .iter()
-            .filter(orphans)
-            .cloned()
-            .map(Change::DeleteSet);
-        chains.chain(sets).collect()
+        let is_orphan = |chain: &str| !used.contains(chain.as_bytes()) && !chains.uses(chain);
+        let orphans = |name: &&String| custom::owner(name).is_some_and(is_orphan);
+        let chains = self.chains.iter().filter(orphans).cloned();
+        let sets = self.sets.iter().filter(orphans).cloned();
+        chains
+            .map(Change::DeleteChain)
+            .chain(sets.map(Change::DeleteSet))
+            .collect()
     }
 }
 
@@ -344,23 +385,4 @@ fn delete<'a>(set: &str, keys: impl Iterator<Item = &'a Vec<u8>>) -> Option<Chan
         set: set.to_owned(),
         elements,
     })
-}
-
-/// `c<slot>_<generation>` or `c<slot>_<generation>_<clause>`.
-fn is_policy_name(name: &str) -> bool {
-    let numbers = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let Some((slot, rest)) = name.strip_prefix('c').and_then(|rest| rest.split_once('_')) else {
-        return false;
-    };
-    slot.len() >= 4
-        && slot.bytes().all(|b| b.is_ascii_alphanumeric())
-        && rest.split('_').all(numbers)
-}
-
-/// The chain that a set or chain belongs to.
-fn owner(name: &str) -> &str {
-    match name.match_indices('_').nth(1) {
-        Some((end, _)) => &name[..end],
-        None => name,
-    }
 }

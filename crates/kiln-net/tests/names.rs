@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +22,7 @@ use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use kiln_net::dns::{DnsOptions, Server};
+use kiln_net::{HostNetwork, Identity, Network};
 use support::{
     HOST, Lab, METADATA, OTHER, PRIVATE, PUBLIC_DNS, SERVER, THIRD, at, privileged, probe, server,
 };
@@ -456,6 +457,82 @@ fn names_asked_before_an_update_stay_open_if_they_are_still_allowed() {
         assert_eq!(probe::tcp(at(THIRD, 80)), None, "no longer allowed");
         assert_eq!(ask("www.good.example."), Err(ResponseCode::NXDomain));
     });
+}
+
+/// The chains of custom rules, and the elements that names opened, as another tool sees them.
+fn in_table(lab: &Lab) -> (usize, usize) {
+    let text = lab.host_sh("nft list table inet kiln");
+    let chains = text.matches("chain p").count();
+    (chains, text.matches("expires").count())
+}
+
+#[test]
+fn what_a_name_opens_it_opens_for_one_sandbox_even_where_rules_are_shared() {
+    if !privileged("shared_rules") {
+        return;
+    }
+    let (lab, _upstream, _serving) = lab(Duration::from_secs(30));
+    let one = lab.network(1, DOMAINS);
+    let mut other = lab.network(2, r#"{"allowed_domains":["allowed.example"]}"#);
+    assert_eq!(in_table(&lab), (1, 0), "the kernel sees no names");
+    let (first, second) = (lab.guest(&one), lab.guest(&other));
+    let reaches = |guest: &support::Guest, to| guest.run(|| probe::tcp(at(to, 80))).is_some();
+    assert_eq!(first.run(|| ask("allowed.example.")), Ok(vec![OTHER]));
+    assert_eq!(first.run(|| ask("www.good.example.")), Ok(vec![THIRD]));
+    assert!(reaches(&first, OTHER) && !reaches(&second, OTHER));
+    assert_eq!(second.run(|| ask("allowed.example.")), Ok(vec![OTHER]));
+    assert!(reaches(&second, OTHER) && !reaches(&second, THIRD));
+    // The rules stay the same, the names do not.
+    lab.update(&mut other, r#"{"allowed_domains":["*.good.example"]}"#);
+    assert!(!reaches(&second, OTHER), "closed with its name");
+    assert_eq!(second.run(|| ask("www.good.example.")), Ok(vec![THIRD]));
+    assert!(reaches(&second, THIRD) && reaches(&first, OTHER));
+    assert_eq!(in_table(&lab), (1, 3));
+    drop(first);
+    one.close().unwrap();
+    assert_eq!(in_table(&lab), (1, 1), "the other one's stay");
+    assert!(reaches(&second, THIRD));
+    other.close().unwrap();
+    assert_eq!(in_table(&lab), (0, 0));
+}
+
+#[test]
+fn names_asked_before_a_crash_stay_open_until_an_update_and_go_with_their_sandbox() {
+    if !privileged("names_over_crashes") {
+        return;
+    }
+    let (lab, _upstream, _serving) = lab(Duration::from_secs(30));
+    let (alive, dead) = (lab.network(1, DOMAINS), lab.network(2, DOMAINS));
+    let (guest, gone) = (lab.guest(&alive), lab.guest(&dead));
+    for guest in [&guest, &gone] {
+        assert_eq!(guest.run(|| ask("allowed.example.")), Ok(vec![OTHER]));
+    }
+    drop(gone);
+    let namespace = alive.namespace().try_clone().unwrap();
+    // As after kill -9: nothing is taken down, nobody holds the guards.
+    let (record, _) = (alive.detach(), dead.detach());
+    let second = lab.host.run(|| {
+        HostNetwork::open(support::options(
+            Identity::standard(),
+            DnsOptions::default(),
+        ))
+    });
+    let second = second.unwrap().unwrap();
+    let mut adopted = lab
+        .host
+        .run(|| Network::adopt(&second, record, support::spec(1, DOMAINS), namespace))
+        .unwrap()
+        .unwrap();
+    assert_eq!(in_table(&lab), (1, 2));
+    let keep = BTreeSet::from([adopted.record().interface]);
+    lab.host.run(|| second.sweep(&keep)).unwrap().unwrap();
+    assert_eq!(in_table(&lab), (1, 1), "the dead one's are closed");
+    let reaches = || guest.run(|| probe::tcp(at(OTHER, 80))).is_some();
+    assert!(reaches(), "without asking again");
+    lab.update(&mut adopted, r#"{"allowed_domains":["*.good.example"]}"#);
+    assert!(!reaches(), "closed with its name");
+    adopted.close().unwrap();
+    assert_eq!(in_table(&lab), (0, 0));
 }
 
 /// A TLS hello that asks for a server.

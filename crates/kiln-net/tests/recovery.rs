@@ -11,11 +11,13 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kiln_net::dns::DnsOptions;
-use kiln_net::{HostError, HostNetwork, Identity, Network, NetworkError};
+use kiln_net::{HostError, HostNetwork, Identity, NetNamespace, Network, NetworkError};
 use support::{HOST, Lab, OTHER, THIRD, at, options, privileged, probe, server, spec};
 
 /// Everything of ours on the host, as other tools see it.
@@ -23,7 +25,7 @@ fn traces(lab: &Lab) -> String {
     lab.host_sh(
         "ip -o link | grep -o 'k[a-z0-9]*-[a-z0-9]*' || true
          ip route | grep 'proto 83' || true; ip rule | grep 'proto 83' || true
-         nft list table inet kiln | grep -E 'elements|kln|chain c|set c' | grep -vE 'kln\\*|\"kln\"' || true",
+         nft list table inet kiln | grep -E 'elements|kln|chain p|set p' | grep -vE 'kln\\*|\"kln\"' || true",
     )
 }
 
@@ -151,42 +153,50 @@ fn after_a_crash_the_living_are_adopted_and_the_dead_removed() {
     let lab = Lab::new();
     let (alive, dead) = (
         lab.network(1, CUSTOM),
-        lab.network(2, CUSTOM.replace("8080", "8081").as_str()),
+        lab.network(
+            2,
+            &CUSTOM
+                .replace("8080", "8081")
+                .replace("113.0/28", "113.0/27"),
+        ),
     );
     let guest = lab.guest(&alive);
     let _inside = server::tcp(&guest.inside, guest.facts.address, 80);
     let mut stream = guest.run(|| std::net::TcpStream::connect(at(OTHER, 80)).unwrap());
     let namespace = alive.namespace().try_clone().unwrap();
     let dead_namespace = dead.namespace().try_clone().unwrap();
+    let own = |network: &Network| {
+        let interface = network.record().interface;
+        lab.host_sh(&format!(
+            "nft list map inet kiln pol_custom | grep -o '\"{interface}\" : jump p[0-9a-f]*'"
+        ))
+    };
+    let (rules, of_dead) = (own(&alive), own(&dead));
+    let chain_of = |rules: &str| rules.trim().rsplit(' ').next().unwrap().to_owned();
     // As after kill -9: nothing is taken down, nobody holds the guards.
     let (record, _) = (alive.detach(), dead.detach());
     let json = serde_json::to_string(&record).unwrap();
     let record = serde_json::from_str(&json).unwrap();
 
     let second = reopened(&lab);
-    let rules = lab.host_sh("nft list table inet kiln | grep c0001");
     let mut adopted = lab
         .host
         .run(|| Network::adopt(&second, record, spec(1, CUSTOM), namespace))
         .unwrap()
         .unwrap();
-    assert_eq!(
-        lab.host_sh("nft list table inet kiln | grep c0001"),
-        rules,
-        "rules in force are kept"
-    );
+    assert_eq!(own(&adopted), rules, "rules in force are kept");
     let keep = BTreeSet::from([adopted.record().interface]);
     let swept = lab.host.run(|| second.sweep(&keep)).unwrap().unwrap();
     assert!(swept.links == 1 && swept.rules > 0, "{swept:?}");
     let left = lab.host_sh("nft list table inet kiln; ip -o link");
+    let (kept, swept) = (chain_of(&rules), chain_of(&of_dead));
     assert!(
-        !left.contains("c0002") && !left.contains("kln0002"),
+        !left.contains(&swept) && !left.contains("kln0002"),
         "{left}"
     );
-    assert!(left.contains("c0001") && left.contains("kln0001"));
+    assert!(left.contains(&kept) && left.contains("kln0001"));
     drop(dead_namespace);
 
-    use std::io::Write;
     stream.write_all(b"still here").unwrap();
     guest.run(|| {
         assert!(probe::tcp(at(OTHER, 80)).is_some());
@@ -233,6 +243,72 @@ fn rules_that_are_missing_are_restored_when_adopting() {
         assert!(probe::tcp(at(OTHER, 80)).is_some());
         assert_eq!(probe::tcp(at(THIRD, 80)), None);
     });
+}
+
+#[test]
+fn what_is_loaded_can_be_saved_and_loaded_by_nft() {
+    if !privileged("saved") {
+        return;
+    }
+    // People save everything that is loaded, ours too, and load it at boot.
+    let lab = Lab::new();
+    let policies = [
+        CUSTOM,
+        "{}",
+        r#"{"private_networks":true}"#,
+        r#"{"rules":[{"action":"deny","cidrs":["9.0.0.0/8","11.0.0.0/8"],"protocol":"udp","ports":["1-9"]}],
+            "allowed_domains":["*"],"verify_hosts":true}"#,
+    ];
+    let all: Vec<_> = policies
+        .iter()
+        .zip(1..)
+        .map(|(text, slot)| lab.network(slot, text))
+        .collect();
+    let saved = lab.host_sh("nft list ruleset");
+    let inside = all[0].namespace().run(|| support::sh("nft list ruleset"));
+    for saved in [saved, inside.unwrap()] {
+        let load = || {
+            let loading = Command::new("nft")
+                .args(["-f", "-"])
+                .stdin(Stdio::piped())
+                .spawn();
+            let mut loading = loading.unwrap();
+            let mut input = loading.stdin.take().unwrap();
+            input.write_all(saved.as_bytes()).unwrap();
+            drop(input);
+            assert!(loading.wait().unwrap().success(), "{saved}");
+            support::sh("nft list ruleset")
+        };
+        let (_namespace, loaded) = NetNamespace::create(load).unwrap();
+        assert_eq!(loaded, saved);
+    }
+}
+
+#[test]
+fn networks_that_share_rules_come_and_go_at_once() {
+    if !privileged("shared_rules") {
+        return;
+    }
+    let lab = Lab::new();
+    let before = traces(&lab);
+    let shared =
+        r#"{"allowed_cidrs":["198.51.100.10","203.0.113.0/28"],"allowed_domains":["a.example"]}"#;
+    std::thread::scope(|scope| {
+        for slot in 0..4 {
+            let lab = &lab;
+            scope.spawn(move || {
+                for round in 0..12 {
+                    let mut network = lab.network(slot, shared);
+                    if round % 3 == 0 {
+                        lab.update(&mut network, "{}");
+                        lab.update(&mut network, shared);
+                    }
+                    network.close().unwrap();
+                }
+            });
+        }
+    });
+    eventually("all traces are gone", || traces(&lab) == before);
 }
 
 #[test]
@@ -481,7 +557,7 @@ fn a_policy_that_was_stored_but_not_applied_is_applied_when_adopting() {
         assert!(probe::tcp(at(THIRD, 80)).is_some());
         assert_eq!(probe::tcp(at(OTHER, 80)), None);
     });
-    use std::io::{Read, Write};
+    use std::io::Read;
     stream
         .set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
@@ -528,6 +604,17 @@ fn rules_come_back_after_somebody_flushed_them_all() {
             .is_some()
     };
     assert!(published());
+    // Others with the same rules: one is made before the first is restored.
+    lab.host_sh("nft flush ruleset");
+    lab.host.run(|| lab.kiln.ensure()).unwrap().unwrap();
+    let unpublished = CUSTOM.replace(r#","publish":["8080:80"]"#, "");
+    let other = lab.network(2, &unpublished);
+    assert_eq!(ensure(), (false, true));
+    for guest in [&guest, &lab.guest(&other)] {
+        assert!(guest.run(|| probe::tcp(at(OTHER, 80))).is_some());
+    }
+    other.close().unwrap();
+    assert!(guest.run(|| probe::tcp(at(OTHER, 80))).is_some());
     lab.host_sh("nft flush map inet kiln pub");
     assert_eq!(
         (ensure(), published()),

@@ -129,6 +129,8 @@ impl Filtered {
     ) {
         if !reachable(address) {
             self.rebound.push(address);
+        } else if self.addresses.contains(&address) {
+            // Said twice.
         } else if self.addresses.len() < MAX_ADDRESSES {
             self.addresses.push(address);
             self.keep(record);

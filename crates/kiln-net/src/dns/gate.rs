@@ -14,8 +14,8 @@ use super::upstream::{self, UDP_PAYLOAD};
 use crate::netlink::NetlinkError;
 use crate::nft::Nft;
 use crate::policy::{DomainName, NameVerdict};
-use crate::ruleset::sandbox::{chain_name, grant_element};
-use crate::ruleset::{Change, TableFamily, Transaction};
+use crate::ruleset::names::{self, Grant};
+use crate::ruleset::{TableFamily, Transaction};
 
 /// How the resolver behaves.
 #[derive(Debug, Clone)]
@@ -166,7 +166,7 @@ impl Gate {
         }
         if !filtered.addresses.is_empty() {
             let stay = self.stay(filtered.ttl);
-            self.insert(&subscription, &clauses, &filtered.addresses, stay)?;
+            self.insert(&mut subscription, &clauses, &filtered.addresses, stay)?;
             subscription.remember(name, &filtered.addresses, Instant::now() + stay);
         }
         Ok(filtered)
@@ -177,46 +177,43 @@ impl Gate {
         ttl.max(self.options.linger) + self.options.linger
     }
 
-    /// Add, delete, add: the only order that renews the timeout on every kernel.
     fn insert(
         &self,
-        subscription: &Subscription,
+        subscription: &mut Subscription,
         clauses: &[usize],
         addresses: &[Ipv4Addr],
         stay: Duration,
     ) -> Result<(), ResponseCode> {
         let timeout_ms = u64::try_from(stay.as_millis()).unwrap_or(u64::MAX);
-        let chain = chain_name(subscription.slot, subscription.generation);
-        let elements: Vec<_> = addresses
-            .iter()
-            .map(|address| grant_element(*address, timeout_ms))
-            .collect();
-        let changes = clauses.iter().flat_map(|clause| {
-            let set = format!("{chain}_{clause}");
-            let add = Change::EnsureElements {
-                set: set.clone(),
-                elements: elements.clone(),
-            };
-            let delete = Change::DeleteElements {
-                set,
-                elements: elements.clone(),
-            };
-            [add.clone(), delete, add]
-        });
-        let (family, table) = (TableFamily::Inet, self.table.clone());
-        let transaction = Transaction {
-            family,
-            table,
-            changes: changes.collect(),
+        let of_clause = |clause: &usize| {
+            let clause = *clause;
+            addresses.iter().map(move |address| Grant {
+                clause,
+                address: *address,
+                timeout_ms,
+            })
         };
-        self.nft
+        let grants: Vec<Grant> = clauses.iter().flat_map(of_clause).collect();
+        if !subscription.has_room_for(grants.len()) {
+            tracing::warn!(interface = %subscription.interface, "too many addresses of names are open");
+            return Err(ResponseCode::ServFail);
+        }
+        let transaction = Transaction {
+            family: TableFamily::Inet,
+            table: self.table.clone(),
+            changes: names::open(&subscription.interface, &grants),
+        };
+        let applied = self
+            .nft
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .apply(&transaction)
-            .map_err(|error| {
-                tracing::warn!(%error, "cannot open the addresses of a name");
-                ResponseCode::ServFail
-            })
+            .apply(&transaction);
+        // What was not applied is perhaps held as well.
+        subscription.add_open(&grants);
+        applied.map_err(|error| {
+            tracing::warn!(%error, "cannot open the addresses of a name");
+            ResponseCode::ServFail
+        })
     }
 }
 

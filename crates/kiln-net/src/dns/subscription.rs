@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
 use crate::policy::{Action, DomainName, NEVER, NameVerdict, Policy, is_special};
-use crate::ruleset::sandbox::Grant;
+use crate::ruleset::names::Grant;
+use crate::subnet::InterfaceName;
 
 /// Questions of one sandbox that may be under way at a time.
 const CONCURRENT_QUESTIONS: usize = 64;
@@ -18,6 +19,13 @@ const CONCURRENT_CONNECTIONS: usize = 512;
 const MAX_ADDRESSES_OF_A_NAME: usize = 256;
 /// Names of one sandbox whose addresses are remembered.
 const MAX_NAMES: usize = 4096;
+
+/// Addresses that may be open for one sandbox at a time, counted per rule: they lie in memory of
+/// the kernel that all sandboxes share.
+const MAX_OPEN: usize = 8192;
+
+/// More than any answer's time and what is added to it.
+const LONGEST_STAY: Duration = Duration::from_secs(3600);
 
 /// One sandbox (or bridge network), as the resolver knows it.
 #[derive(Debug)]
@@ -32,22 +40,70 @@ pub(crate) struct Subscriber {
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) policy: Arc<Policy>,
-    pub(crate) slot: u32,
-    pub(crate) generation: u8,
+    pub(crate) interface: InterfaceName,
     /// The address that questions upstream must leave from, to take the sandbox's own way out.
     pub(crate) ask_from: Option<Ipv4Addr>,
     granted: HashMap<DomainName, BTreeMap<Ipv4Addr, Instant>>,
+    /// Clause and address of all that the kernel may hold open.
+    open: HashMap<(usize, Ipv4Addr), Instant>,
+    /// The network is gone: nothing is opened any more.
+    closed: bool,
 }
 
 impl Subscription {
-    pub(crate) fn new(policy: Arc<Policy>, slot: u32, generation: u8) -> Self {
+    pub(crate) fn new(policy: Arc<Policy>, interface: InterfaceName) -> Self {
         Self {
             policy,
-            slot,
-            generation,
+            interface,
             ask_from: None,
             granted: HashMap::new(),
+            open: HashMap::new(),
+            closed: false,
         }
+    }
+
+    /// An earlier process opened these, for a time that is not known.
+    pub(crate) fn inherit(&mut self, open: &[(usize, Ipv4Addr)]) {
+        let until = Instant::now() + LONGEST_STAY;
+        self.open.extend(open.iter().map(|pair| (*pair, until)));
+    }
+
+    /// Clause and address of all that the kernel may hold open, by clause.
+    pub(crate) fn open(&self) -> Vec<(usize, Ipv4Addr)> {
+        let mut open: Vec<_> = self.open.keys().copied().collect();
+        open.sort_unstable();
+        open
+    }
+
+    /// The kernel holds these open now, and nothing else.
+    pub(crate) fn set_open(&mut self, grants: &[Grant]) {
+        self.open.clear();
+        self.add_open(grants);
+    }
+
+    /// The kernel holds these open, too.
+    pub(crate) fn add_open(&mut self, grants: &[Grant]) {
+        let now = Instant::now();
+        let each = |grant: &Grant| {
+            let until = now + Duration::from_millis(grant.timeout_ms);
+            ((grant.clause, grant.address), until)
+        };
+        self.open.extend(grants.iter().map(each));
+    }
+
+    /// Whether so many more addresses may be opened.
+    pub(super) fn has_room_for(&mut self, more: usize) -> bool {
+        if self.open.len() + more > MAX_OPEN {
+            let now = Instant::now();
+            self.open.retain(|_, until| *until > now);
+        }
+        !self.closed && self.open.len() + more <= MAX_OPEN
+    }
+
+    /// Open nothing from now on; what is open.
+    pub(crate) fn close(&mut self) -> Vec<(usize, Ipv4Addr)> {
+        self.closed = true;
+        self.open()
     }
 
     /// What the names asked so far open under another policy.
@@ -79,6 +135,7 @@ impl Subscription {
             )
         });
         grants.dedup_by_key(|grant| (grant.clause, grant.address));
+        grants.truncate(MAX_OPEN);
         grants
     }
 

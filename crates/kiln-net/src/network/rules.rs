@@ -15,7 +15,9 @@ use crate::netlink::NetlinkError;
 use crate::policy::{Action, Destination, Policy, PublishedPort};
 use crate::recover;
 use crate::ruleset::Change;
-use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Grant, Subject};
+use crate::ruleset::custom::CustomChain;
+use crate::ruleset::names::{self, Grant};
+use crate::ruleset::sandbox::{Entry, GENERATION_BITS, Subject};
 
 /// All generations of one slot.
 const MARK_MASK: u32 = u32::MAX << GENERATION_BITS;
@@ -29,6 +31,8 @@ pub(crate) struct Rules {
     /// The address that names are asked from, if it matters.
     pub(super) ask_from: Option<Ipv4Addr>,
     entry: Option<Entry>,
+    /// What names opened in an earlier process.
+    inherited: Vec<(usize, Ipv4Addr)>,
     subscriber: Option<Arc<Subscriber>>,
     reservations: Vec<Reservation>,
 }
@@ -41,6 +45,7 @@ impl Rules {
             policy: Arc::new(policy),
             ask_from: None,
             entry: None,
+            inherited: Vec::new(),
             subscriber: None,
             reservations: Vec::new(),
         }
@@ -50,9 +55,27 @@ impl Rules {
     pub(super) fn admit(&mut self) -> Result<(), NetworkError> {
         self.reserve(&self.subject.published.clone())?;
         self.open_ways(&Arc::clone(&self.policy))?;
-        let entry = Entry::compile(&self.subject, &self.policy, &[]);
-        self.host.apply(entry.add())?;
+        let entry = Entry::compile(&self.subject, &self.policy);
+        self.put(None, Some(&entry), entry.add())?;
         self.entry = Some(entry);
+        Ok(())
+    }
+
+    /// Apply `changes`, with the chain that the second entry needs before and that of the first
+    /// away after.
+    fn put(
+        &self,
+        from: Option<&Entry>,
+        to: Option<&Entry>,
+        changes: Vec<Change>,
+    ) -> Result<(), NetlinkError> {
+        let (from, to) = (from.and_then(Entry::chain), to.and_then(Entry::chain));
+        let mut chains = self.host.chains();
+        let mut all = chains.before(to);
+        all.extend(changes);
+        all.extend(chains.after(from, to));
+        self.host.apply(all)?;
+        chains.changed(from, to);
         Ok(())
     }
 
@@ -61,9 +84,11 @@ impl Rules {
     pub(super) fn adopt(&mut self, fingerprint: u64) -> Result<bool, NetworkError> {
         self.reserve(&self.subject.published.clone())?;
         self.open_ways(&Arc::clone(&self.policy))?;
-        let entry = Entry::compile(&self.subject, &self.policy, &[]);
+        let entry = Entry::compile(&self.subject, &self.policy);
         let same = self.policy.fingerprint() == fingerprint;
         if same && recover::is_in_force(&self.host, &self.subject, &entry)? {
+            self.inherited = recover::opened(&self.host, &self.subject.interface)?;
+            self.host.chains().changed(None, entry.chain());
             self.entry = Some(entry);
             return Ok(false);
         }
@@ -92,23 +117,34 @@ impl Rules {
         let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
         let names = Names::known(subscription.as_deref(), &self.policy);
         self.subject.generation = generation;
-        let entry = Entry::compile(&self.subject, &self.policy, &names.grants);
-        let mut changes = recover::eviction(&self.host, &self.subject.interface)?;
-        changes.extend(entry.add());
-        self.host.apply(changes)?;
+        let entry = Entry::compile(&self.subject, &self.policy);
+        self.replace_all(&entry, &names.grants)?;
         self.entry = Some(entry);
         if let Some(subscription) = &mut subscription {
-            subscription.generation = generation;
+            subscription.set_open(&names.grants);
         }
         let fate = |flow: &Flow| fate(flow, &self.policy, &names);
         Ok(self.cut_denied(&self.subject, fate)?)
     }
 
+    /// Whatever the table has of this interface goes, and the entry comes.
+    fn replace_all(&self, entry: &Entry, grants: &[Grant]) -> Result<(), NetlinkError> {
+        let mut chains = self.host.chains();
+        let mut changes = recover::eviction(&self.host, &chains, &self.subject.interface)?;
+        changes.extend(entry.chain().into_iter().flat_map(CustomChain::add));
+        changes.extend(entry.add());
+        changes.extend(names::open(&self.subject.interface, grants));
+        self.host.apply(changes)?;
+        chains.changed(self.entry.as_ref().and_then(Entry::chain), entry.chain());
+        Ok(())
+    }
+
     /// Let the resolver answer.
     pub(super) fn subscribe(&mut self) {
-        let (slot, generation) = (self.subject.slot, self.subject.generation);
-        let mut subscription = Subscription::new(Arc::clone(&self.policy), slot, generation);
+        let interface = self.subject.interface.clone();
+        let mut subscription = Subscription::new(Arc::clone(&self.policy), interface);
         subscription.ask_from = self.ask_from;
+        subscription.inherit(&std::mem::take(&mut self.inherited));
         let subscriber = Arc::new(Subscriber::new(subscription));
         for source in &self.subject.sources {
             self.host.gate.subscribe(*source, Arc::clone(&subscriber));
@@ -145,26 +181,59 @@ impl Rules {
         let subscriber = self.subscriber.clone();
         let mut subscription = subscriber.as_ref().map(|subscriber| subscriber.lock());
         let names = Names::known(subscription.as_deref(), &policy);
-        let entry = Entry::compile(&next, &policy, &names.grants);
-        self.host.apply(match &self.entry {
-            Some(old) => exchange_of(same, old, &entry),
+        let open = subscription.as_ref().map_or_else(Vec::new, |it| it.open());
+        let entry = Entry::compile(&next, &policy);
+        let mut changes = match &self.entry {
+            Some(old) => old.replace_with(&entry),
             None => entry.add(),
-        })?;
+        };
+        if !same {
+            changes.extend(names::close(&next.interface, &open));
+            changes.extend(names::open(&next.interface, &names.grants));
+        }
+        self.put(self.entry.as_ref(), Some(&entry), changes)?;
         if let Err(error) = self.cut_denied_by(same, &next, &policy, &names) {
-            let names = Names::known(subscription.as_deref(), &self.policy);
-            let old = Entry::compile(&self.subject, &self.policy, &names.grants);
-            self.host.apply(exchange_of(same, &entry, &old))?;
+            self.put_back(same, &entry, subscription.as_deref_mut(), &names.grants)?;
             return Err(error.into());
         }
         if let Some(subscription) = &mut subscription {
             subscription.policy = Arc::clone(&policy);
-            subscription.generation = next.generation;
+            if !same {
+                subscription.set_open(&names.grants);
+            }
         }
         drop(subscription);
         if let Some(subscriber) = &subscriber {
             subscriber.announce();
         }
         (self.entry, self.subject, self.policy) = (Some(entry), next, policy);
+        Ok(())
+    }
+
+    /// Put the old policy back in the place of `entry`, which has opened `grants`.
+    fn put_back(
+        &self,
+        same: bool,
+        entry: &Entry,
+        subscription: Option<&mut Subscription>,
+        grants: &[Grant],
+    ) -> Result<(), NetlinkError> {
+        let interface = &self.subject.interface;
+        let mut changes = match &self.entry {
+            Some(old) => entry.replace_with(old),
+            None => entry.remove(),
+        };
+        let mut before = Vec::new();
+        if !same {
+            let opened: Vec<_> = grants.iter().map(|it| (it.clause, it.address)).collect();
+            before = Names::known(subscription.as_deref(), &self.policy).grants;
+            changes.extend(names::close(interface, &opened));
+            changes.extend(names::open(interface, &before));
+        }
+        self.put(Some(entry), self.entry.as_ref(), changes)?;
+        if let Some(subscription) = subscription.filter(|_| !same) {
+            subscription.set_open(&before);
+        }
         Ok(())
     }
 
@@ -276,13 +345,15 @@ impl Rules {
 
     /// No traffic first, then no memory of it. Does not stop at the first failure.
     pub(super) fn take_down(&mut self) -> Vec<NetlinkError> {
-        self.unsubscribe();
+        let open = self.unsubscribe();
         self.reservations.clear();
         let Some(entry) = self.entry.take() else {
             return Vec::new();
         };
+        let mut changes = entry.remove();
+        changes.extend(names::close(&self.subject.interface, &open));
         let steps = [
-            self.host.apply(entry.remove()),
+            self.put(Some(&entry), None, changes),
             self.forget_flows(&self.subject.sources),
         ];
         steps.into_iter().filter_map(Result::err).collect()
@@ -290,18 +361,23 @@ impl Rules {
 
     /// Leave everything in force for the next process.
     pub(super) fn forget_ownership(&mut self) {
-        self.entry = None;
+        if let Some(entry) = self.entry.take() {
+            self.host.chains().changed(entry.chain(), None);
+        }
         self.reservations.clear();
         self.unsubscribe();
     }
 
-    fn unsubscribe(&mut self) {
-        if self.subscriber.take().is_some() {
-            self.subject
-                .sources
-                .iter()
-                .for_each(|source| self.host.gate.unsubscribe(*source));
-        }
+    /// Let the resolver answer no more; what names have opened.
+    fn unsubscribe(&mut self) -> Vec<(usize, Ipv4Addr)> {
+        let Some(subscriber) = self.subscriber.take() else {
+            return std::mem::take(&mut self.inherited);
+        };
+        self.subject
+            .sources
+            .iter()
+            .for_each(|source| self.host.gate.unsubscribe(*source));
+        subscriber.lock().close()
     }
 
     /// Hold the host's ports that are not held yet.
@@ -362,15 +438,6 @@ impl Names {
             grants: subscription.grants_under(policy),
             led_to: subscription.ever_led_to(policy),
         })
-    }
-}
-
-/// Elements alone where the rules stay, else all.
-fn exchange_of(same: bool, from: &Entry, to: &Entry) -> Vec<Change> {
-    if same {
-        from.exchange_elements(to)
-    } else {
-        from.replace_with(to)
     }
 }
 

@@ -95,11 +95,13 @@ impl Encoder<'_> {
             Change::AddCounter(name) => self.message("add a counter", NEW_OBJECT, CREATE, |a| {
                 a.text(2, name).be32(3, COUNTER_OBJECT).nest(4, |_| {});
             }),
-            Change::AddSet(set) => self.add_set(set),
+            Change::AddSet(set) => self.add_set(set, CREATE | EXCL),
+            Change::EnsureSet(set) => self.add_set(set, CREATE),
             Change::DeleteSet(name) => self.message("delete a set", DELETE_SET, 0, |a| {
                 a.text(2, name);
             }),
             Change::AddChain(chain) => self.add_chain(chain),
+            Change::EnsureEmptyChain(name) => self.ensure_empty_chain(name),
             Change::DeleteChain(name) => self.delete_chain(name),
             Change::AddRule { chain, rule } => self.add_rule(chain, rule),
             Change::AddElements { set, elements } => {
@@ -114,7 +116,7 @@ impl Encoder<'_> {
         }
     }
 
-    fn add_set(&mut self, set: &Set) {
+    fn add_set(&mut self, set: &Set, flags: u16) {
         let id = self.next_set_id;
         self.next_set_id += 1;
         let key_type = set
@@ -125,9 +127,9 @@ impl Encoder<'_> {
             [one] => one.len(),
             many => many.iter().map(|field| field.padded_len()).sum(),
         };
-        let (flags, data) = set_shape(set.kind);
-        self.message("add a set", NEW_SET, CREATE | EXCL, |a| {
-            a.text(2, &set.name).be32(3, flags).be32(4, key_type);
+        let (shape, data) = set_shape(set.kind);
+        self.message("add a set", NEW_SET, flags, |a| {
+            a.text(2, &set.name).be32(3, shape).be32(4, key_type);
             a.be32(5, u32::try_from(key_len).unwrap_or(u32::MAX));
             if let Some((data_type, data_len)) = data {
                 a.be32(6, data_type).be32(7, data_len);
@@ -164,11 +166,24 @@ impl Encoder<'_> {
         });
     }
 
-    fn delete_chain(&mut self, name: &str) {
+    fn ensure_empty_chain(&mut self, name: &str) {
         let last = std::mem::replace(&mut self.last, false);
+        self.message("add a chain", NEW_CHAIN, CREATE, |a| {
+            a.text(3, name);
+        });
+        self.last = last;
+        self.empty_chain(name);
+    }
+
+    fn empty_chain(&mut self, name: &str) {
         self.message("empty a chain", DELETE_RULE, 0, |a| {
             a.text(2, name);
         });
+    }
+
+    fn delete_chain(&mut self, name: &str) {
+        let last = std::mem::replace(&mut self.last, false);
+        self.empty_chain(name);
         self.last = last;
         self.message("delete a chain", DELETE_CHAIN, 0, |a| {
             a.text(3, name);

@@ -198,10 +198,6 @@ fn statement(list: &mut Attributes<'_>, one: &Statement) {
         Statement::Count(name) => expression(list, "objref", |a| {
             a.be32(1, 1).text(2, name);
         }),
-        Statement::MarkFlow(mark) => {
-            immediate(list, REGISTER, &mark.to_ne_bytes());
-            store_flow_mark(list);
-        }
         Statement::MarkFlowFrom { key, map } => {
             load(list, *key, REGISTER);
             look_up(list, map, REGISTER);

@@ -11,7 +11,7 @@ const GET_SET: u16 = 10;
 const GET_ELEMENTS: u16 = 13;
 const ANY_FAMILY: u8 = 0;
 
-/// An element's key and, for a map, what it leads to.
+/// An element's key and, for a map, what it leads to: data, or a chain's name.
 pub(crate) type KeyAndData = (Vec<u8>, Vec<u8>);
 
 /// A table and the comment that says whose it is.
@@ -135,11 +135,11 @@ fn chain(payload: &[u8]) -> Option<BaseChain> {
 
 fn element(value: &[u8]) -> Option<KeyAndData> {
     let key = nested(nested(value, 1)?, 1)?.to_vec();
-    let data = nested(value, 2)
-        .and_then(|data| nested(data, 1))
-        .unwrap_or_default()
-        .to_vec();
-    Some((key, data))
+    let data = nested(value, 2).and_then(|data| {
+        let chain = || Some(text(nested(nested(data, 2)?, 2)?).into_bytes());
+        nested(data, 1).map(<[u8]>::to_vec).or_else(chain)
+    });
+    Some((key, data.unwrap_or_default()))
 }
 
 /// For fuzzing.

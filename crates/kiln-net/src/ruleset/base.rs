@@ -18,6 +18,8 @@ pub(crate) const EVERYWHERE: &str = "pol_all";
 pub(crate) const INTERNET: &str = "pol_inet";
 pub(crate) const CUSTOM: &str = "pol_custom";
 pub(crate) const MARKS: &str = "vm_mark";
+/// The chain that lets a flow pass and marks it as its sandbox's.
+pub(crate) const ALLOW: &str = "vm_allow";
 /// Sandboxes with rules of their own, and the mark of flows that those have approved.
 pub(crate) const APPROVED: &str = "vm_approved";
 pub(crate) const VERIFIED: &str = "vm_verify";
@@ -200,6 +202,7 @@ impl Base {
             ("vm_in", inbound()),
             ("vm_out", self.outbound()),
             ("vm_policy", judge()),
+            (ALLOW, vec![allow()]),
             (
                 "dnsport",
                 vec![
@@ -253,12 +256,14 @@ impl Base {
             address: self.gateway,
             port: Some(port),
         };
-        let mut rules = vec![
+        // A rule each: `nft` does not read back a port for "one of these protocols".
+        let resolve = |protocol| {
             self.coming_from_us()
-                .in_set(&[Field::Protocol], "transports")
+                .equal(Field::Protocol, &[protocol])
                 .equal(Field::DestinationPort, &DNS.to_be_bytes())
-                .then(dnat(self.dns_port)),
-        ];
+                .then(dnat(self.dns_port))
+        };
+        let mut rules = vec![resolve(UDP), resolve(TCP)];
         rules.extend(publish());
         // The check connects from the host, so it must never be led to the host itself.
         rules.push(
@@ -382,11 +387,12 @@ fn publish() -> Vec<Rule> {
     ]
 }
 
-fn mark() -> Statement {
-    Statement::MarkFlowFrom {
+fn allow() -> Rule {
+    let mark = Statement::MarkFlowFrom {
         key: Field::InputInterface,
         map: MARKS,
-    }
+    };
+    Rule::new().then(mark).accept()
 }
 
 fn inbound() -> Vec<Rule> {
@@ -408,13 +414,11 @@ fn judge() -> Vec<Rule> {
     vec![
         Rule::new()
             .in_set(&[Field::InputInterface], EVERYWHERE)
-            .then(mark())
-            .accept(),
+            .goto(ALLOW),
         Rule::new()
             .in_set(&[Field::InputInterface], INTERNET)
             .not_in_set(&[Field::DestinationAddress], "lan4")
-            .then(mark())
-            .accept(),
+            .goto(ALLOW),
         Rule::new()
             .in_set(&[Field::InputInterface, Field::FlowMark], APPROVED)
             .accept(),
@@ -459,6 +463,7 @@ fn chains() -> Vec<Change> {
         "vm_in",
         "vm_out",
         "vm_policy",
+        ALLOW,
         "dnsport",
         "vm_host",
     ];

@@ -5,8 +5,10 @@
 
 pub(crate) mod base;
 pub(crate) mod bridge;
+pub(crate) mod custom;
 pub(crate) mod guest;
 mod model;
+pub(crate) mod names;
 pub(crate) mod sandbox;
 pub(crate) mod text;
 

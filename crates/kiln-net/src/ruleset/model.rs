@@ -122,7 +122,6 @@ pub(crate) enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Statement {
     Count(&'static str),
-    MarkFlow(u32),
     MarkFlowFrom {
         key: Field,
         map: &'static str,
@@ -350,8 +349,12 @@ pub(crate) enum Change {
     DeleteTable,
     AddCounter(&'static str),
     AddSet(Set),
+    /// Create the set if it is missing.
+    EnsureSet(Set),
     DeleteSet(String),
     AddChain(Chain),
+    /// Create the chain if it is missing, and empty it if not. One that is only jumped to.
+    EnsureEmptyChain(String),
     /// Empty a chain and delete it.
     DeleteChain(String),
     AddRule {

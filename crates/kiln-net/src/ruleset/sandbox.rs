@@ -6,17 +6,10 @@ use super::base::{
     APPROVED, CUSTOM, EVERYWHERE, INTERNET, MARKS, PINNED, PINNED_OUT, PUBLISHED, PUBLISHED_AT,
     SHARED, SOURCES, VERIFIED,
 };
-use super::{
-    Chain, Change, Data, Element, Field, Match, Rule, Set, SetKind, Statement, Verdict,
-    interface_key, padded_port, padded_protocol,
-};
-use crate::policy::{
-    Action, Clause, Destination, Egress, Policy, PortRange, Protocol, PublishedPort,
-};
-use crate::subnet::{InterfaceName, base36};
-
-/// The most addresses that names of one rule may hold open at a time.
-const DOMAIN_SET_LEN: u32 = 4096;
+use super::custom::CustomChain;
+use super::{Change, Data, Element, Verdict, interface_key, padded_port, padded_protocol};
+use crate::policy::{Egress, Policy, PublishedPort};
+use crate::subnet::InterfaceName;
 
 /// The part of the flow mark that counts policies.
 pub(crate) const GENERATION_BITS: u32 = 8;
@@ -44,50 +37,27 @@ impl Subject {
     pub(crate) fn mark(&self) -> u32 {
         (self.slot << GENERATION_BITS) | u32::from(self.generation)
     }
-
-    fn chain(&self) -> String {
-        chain_name(self.slot, self.generation)
-    }
-
-    /// The set of a clause's addresses.
-    pub(crate) fn clause_set(&self, clause: usize) -> String {
-        format!("{}_{clause}", self.chain())
-    }
-}
-
-/// The chain of a custom policy.
-pub(crate) fn chain_name(slot: u32, generation: u8) -> String {
-    format!("c{}_{generation}", base36(slot.into(), 4))
-}
-
-/// An address that a name resolved to, for a clause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Grant {
-    pub(crate) clause: usize,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) timeout_ms: u64,
 }
 
 /// What the kernel holds for a subject: enough to add it and to take it away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    sets: Vec<(Set, Vec<Element>)>,
-    chain: Option<(String, Vec<Rule>)>,
+    /// The chain that judges it, if its rules are its user's own: others may use it, too.
+    chain: Option<CustomChain>,
     elements: Vec<(&'static str, Element)>,
 }
 
 impl Entry {
     /// Compile a policy.
-    pub(crate) fn compile(subject: &Subject, policy: &Policy, grants: &[Grant]) -> Self {
+    pub(crate) fn compile(subject: &Subject, policy: &Policy) -> Self {
         let mut entry = Self {
-            sets: Vec::new(),
             chain: None,
             elements: Vec::new(),
         };
         entry.identify(subject);
         entry.pin(subject);
         entry.publish(&subject.published);
-        entry.judge(subject, policy, grants);
+        entry.judge(subject, policy);
         if policy.verify_hosts {
             entry
                 .elements
@@ -103,13 +73,17 @@ impl Entry {
         published: &[(PublishedPort, Ipv4Addr)],
     ) -> Self {
         let mut entry = Self {
-            sets: Vec::new(),
             chain: None,
             elements: Vec::new(),
         };
         entry.source(subject, source);
         entry.publish(published);
         entry
+    }
+
+    /// The chain of custom rules that it needs.
+    pub(crate) fn chain(&self) -> Option<&CustomChain> {
+        self.chain.as_ref()
     }
 
     /// The elements of the table's sets and maps.
@@ -173,157 +147,46 @@ impl Entry {
         }
     }
 
-    fn judge(&mut self, subject: &Subject, policy: &Policy, grants: &[Grant]) {
+    fn judge(&mut self, subject: &Subject, policy: &Policy) {
         let key = interface_key(&subject.interface);
         match &policy.egress {
             Egress::Nothing => {}
             Egress::Internet => self.elements.push((INTERNET, Element::key(key))),
             Egress::Everywhere => self.elements.push((EVERYWHERE, Element::key(key))),
             Egress::Clauses(clauses) => {
-                let name = subject.chain();
+                let chain = CustomChain::compile(clauses);
                 let approved = [key.clone(), subject.mark().to_ne_bytes().to_vec()].concat();
                 self.elements.push((APPROVED, Element::key(approved)));
-                let mut rules = Vec::new();
-                for (index, clause) in clauses.iter().enumerate() {
-                    rules.extend(self.clause(subject, index, clause, grants));
-                }
                 // A jump, never a goto: what no rule allows falls back to the `drop` after the map,
-                // not off the end of the base chain, which accepts. So does a packet that is under
-                // way while the policy is exchanged, for which the new chain is still empty.
-                let jump = Data::Verdict(Verdict::Jump(name.clone()));
-                self.chain = Some((name, rules));
+                // not off the end of the base chain, which accepts.
+                let jump = Data::Verdict(Verdict::Jump(chain.name().to_owned()));
                 self.elements.push((CUSTOM, Element::map(key, jump)));
+                self.chain = Some(chain);
             }
         }
     }
 
-    fn clause(
-        &mut self,
-        subject: &Subject,
-        index: usize,
-        clause: &Clause,
-        grants: &[Grant],
-    ) -> Vec<Rule> {
-        let Some(head) = self.destination(subject, index, &clause.destination, grants) else {
-            return Vec::new();
-        };
-        let head = match clause.protocol.number() {
-            Some(number) => head.equal(Field::Protocol, &[number]),
-            None => head,
-        };
-        let by_port: Vec<Rule> = match clause.protocol {
-            Protocol::Tcp | Protocol::Udp if !clause.ports.is_empty() => clause
-                .ports
-                .iter()
-                .map(|range| head.clone().when(to_ports(*range)))
-                .collect(),
-            _ => vec![head],
-        };
-        let end = |rule: Rule| match clause.action {
-            Action::Allow => rule.then(Statement::MarkFlow(subject.mark())).accept(),
-            Action::Deny => rule.drop(),
-        };
-        by_port.into_iter().map(end).collect()
-    }
-
-    /// A rule that matches the destination; `None` when no address is meant.
-    fn destination(
-        &mut self,
-        subject: &Subject,
-        index: usize,
-        destination: &Destination,
-        grants: &[Grant],
-    ) -> Option<Rule> {
-        let field = Field::DestinationAddress;
-        let name = subject.clause_set(index);
-        match destination {
-            Destination::Addresses(ranges) => match ranges.as_slice() {
-                [] => None,
-                [(0, u32::MAX)] => Some(Rule::new()),
-                [(first, last)] => Some(Rule::new().when(Match::Between {
-                    field,
-                    first: first.to_be_bytes().to_vec(),
-                    last: last.to_be_bytes().to_vec(),
-                })),
-                many => {
-                    let set = Set::new(name.clone(), &[field], SetKind::Interval);
-                    self.sets.push((set, Element::ranges(many)));
-                    Some(Rule::new().in_set(&[field], &name))
-                }
-            },
-            Destination::Domains(_) => {
-                let set = Set::new(name.clone(), &[field], SetKind::Timeout);
-                let granted = grants.iter().filter(|grant| grant.clause == index);
-                let elements = granted.map(|grant| grant_element(grant.address, grant.timeout_ms));
-                let limited = Set {
-                    size: DOMAIN_SET_LEN,
-                    ..set
-                };
-                self.sets.push((limited, elements.collect()));
-                Some(Rule::new().in_set(&[field], &name))
-            }
-        }
-    }
-
-    /// The changes that bring the entry into the table.
+    /// The changes that bring its elements into the table; the chain must be there.
     pub(crate) fn add(&self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for (set, elements) in &self.sets {
-            changes.push(Change::AddSet(set.clone()));
-            if !elements.is_empty() {
-                let (set, elements) = (set.name.clone(), elements.clone());
-                changes.push(Change::EnsureElements { set, elements });
-            }
-        }
-        if let Some((name, rules)) = &self.chain {
-            changes.push(Change::AddChain(Chain {
-                name: name.clone(),
-                hook: None,
-            }));
-            let add = |rule: &Rule| Change::AddRule {
-                chain: name.clone(),
-                rule: rule.clone(),
-            };
-            changes.extend(rules.iter().map(add));
-        }
-        changes.extend(
-            self.elements
-                .iter()
-                .map(|(set, element)| Change::AddElements {
-                    set: (*set).to_owned(),
-                    elements: vec![element.clone()],
-                }),
-        );
-        changes
+        let add = |(set, element): &(&'static str, Element)| Change::AddElements {
+            set: (*set).to_owned(),
+            elements: vec![element.clone()],
+        };
+        self.elements.iter().map(add).collect()
     }
 
-    /// The changes that take it out again.
+    /// The changes that take them out again.
     pub(crate) fn remove(&self) -> Vec<Change> {
-        let mut changes: Vec<Change> = self
-            .elements
-            .iter()
-            .map(|(set, element)| Change::DeleteElements {
-                set: (*set).to_owned(),
-                elements: vec![Element::key(element.key.clone())],
-            })
-            .collect();
-        changes.extend(
-            self.chain
-                .iter()
-                .map(|(name, _)| Change::DeleteChain(name.clone())),
-        );
-        changes.extend(
-            self.sets
-                .iter()
-                .map(|(set, _)| Change::DeleteSet(set.name.clone())),
-        );
-        changes
+        let delete = |(set, element): &(&'static str, Element)| Change::DeleteElements {
+            set: (*set).to_owned(),
+            elements: vec![Element::key(element.key.clone())],
+        };
+        self.elements.iter().map(delete).collect()
     }
 
-    /// The changes to elements alone, where chain and sets stay as they are.
-    pub(crate) fn exchange_elements(&self, next: &Self) -> Vec<Change> {
+    /// The changes that put the elements of `next` in the place of these.
+    pub(crate) fn replace_with(&self, next: &Self) -> Vec<Change> {
         let of = |from: &Self, other: &Self| Self {
-            sets: Vec::new(),
             chain: None,
             elements: from
                 .elements
@@ -335,37 +198,5 @@ impl Entry {
         let mut changes = of(self, next).remove();
         changes.extend(of(next, self).add());
         changes
-    }
-
-    /// The changes that put `next` in this one's place.
-    pub(crate) fn replace_with(&self, next: &Self) -> Vec<Change> {
-        let mut changes = self.remove();
-        changes.extend(next.add());
-        changes
-    }
-}
-
-/// An address in a clause's set, for a while.
-pub(crate) fn grant_element(address: Ipv4Addr, timeout_ms: u64) -> Element {
-    Element {
-        timeout_ms: Some(timeout_ms),
-        ..Element::key(address.octets().to_vec())
-    }
-}
-
-fn to_ports(range: PortRange) -> Match {
-    let field = Field::DestinationPort;
-    if range.first == range.last {
-        Match::Equal {
-            field,
-            value: range.first.to_be_bytes().to_vec(),
-            negate: false,
-        }
-    } else {
-        let (first, last) = (
-            range.first.to_be_bytes().to_vec(),
-            range.last.to_be_bytes().to_vec(),
-        );
-        Match::Between { field, first, last }
     }
 }

@@ -1,11 +1,13 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
 use super::base::Base;
+use super::custom::CustomChain;
 use super::guest::Inside;
-use super::sandbox::{Entry, Grant, Subject};
+use super::names::Grant;
+use super::sandbox::{Entry, Subject};
 use super::*;
 use crate::policy::{
     Action, Destination, NEVER, PRIVATE, Policy, PolicySpec, PortSpec, Protocol, PublishedPort,
@@ -125,11 +127,46 @@ fn policies_compile_as_reviewed() {
         ("tunnelled", tunnelled, policy("{}"), &[]),
     ];
     for (name, subject, policy, grants) in cases {
-        let entry = Entry::compile(&subject, &policy, grants);
+        let entry = Entry::compile(&subject, &policy);
+        if let Some(chain) = entry.chain() {
+            all += &format!("# {name}: first user\n{}", text(chain.add()));
+            all += &format!("# {name}: last user\n{}", text(chain.remove()));
+        }
         all += &format!("# {name}: add\n{}", text(entry.add()));
-        all += &format!("# {name}: remove\n{}\n", text(entry.remove()));
+        all += &format!("# {name}: remove\n{}", text(entry.remove()));
+        let open: Vec<_> = grants.iter().map(|it| (it.clause, it.address)).collect();
+        all += &text(names::open(&subject.interface, grants));
+        all += &text(names::close(&subject.interface, &open));
+        all += "\n";
     }
     golden("policies", &all);
+}
+
+#[test]
+fn policies_that_look_alike_to_the_kernel_share_a_chain() {
+    let name = |json: &str| {
+        let chain = CustomChain::compile(policy(json).clauses());
+        chain.name().to_owned()
+    };
+    let one = name(r#"{"allowed_domains":["a.example"],"allowed_cidrs":["198.51.100.0/24"]}"#);
+    let alike = [
+        r#"{"allowed_domains":["b.example","*.c.example"],"allowed_cidrs":["198.51.100.0/24"]}"#,
+        r#"{"allowed_domains":["a.example"],"allowed_cidrs":["198.51.100.0/25","198.51.100.128/25"],"publish":["80"]}"#,
+    ];
+    for json in alike {
+        assert_eq!(name(json), one, "{json}");
+    }
+    let unlike = [
+        r#"{"allowed_domains":["a.example"],"allowed_cidrs":["198.51.101.0/24"]}"#,
+        r#"{"allowed_domains":["a.example"],"allowed_cidrs":["198.51.100.0/24","203.0.113.0/24"]}"#,
+        r#"{"allowed_cidrs":["198.51.100.0/24"]}"#,
+        r#"{"denied_cidrs":["198.51.100.0/24"],"allowed_domains":["a.example"]}"#,
+        r#"{"allowed_domains":["a.example"],"rules":[{"action":"allow","cidrs":["198.51.100.0/24"]}]}"#,
+        r#"{"allowed_domains":["a.example"],"allowed_cidrs":["198.51.100.0/24"],"default_action":"allow"}"#,
+    ];
+    let names: BTreeSet<String> = unlike.into_iter().map(name).collect();
+    assert_eq!(names.len(), unlike.len());
+    assert!(!names.contains(&one));
 }
 
 /// A packet as a policy sees it.
@@ -143,6 +180,8 @@ struct Packet {
 /// The kernel's part: walks the compiled rules of a sandbox for a new flow.
 struct Machine {
     sets: BTreeMap<String, Vec<(u32, u32)>>,
+    /// Set, interface and address.
+    names: BTreeSet<(String, Vec<u8>)>,
     chains: BTreeMap<String, Vec<Rule>>,
     custom: Option<String>,
     everywhere: bool,
@@ -150,27 +189,40 @@ struct Machine {
 }
 
 impl Machine {
-    fn load(entry: &Entry) -> Self {
+    fn load(subject: &Subject, entry: &Entry, grants: &[Grant]) -> Self {
         let mut machine = Self {
             sets: BTreeMap::new(),
+            names: BTreeSet::new(),
             chains: BTreeMap::new(),
             custom: None,
             everywhere: false,
             internet: false,
         };
-        for change in entry.add() {
-            machine.take(change);
-        }
+        let chain = entry.chain().map(CustomChain::add);
+        let opened = names::open(&subject.interface, grants);
+        let changes = chain.into_iter().flatten().chain(entry.add()).chain(opened);
+        changes.for_each(|change| machine.take(change));
         machine
     }
 
     fn take(&mut self, change: Change) {
         match change {
-            Change::AddSet(set) => drop(self.sets.insert(set.name, Vec::new())),
+            Change::EnsureSet(set) => drop(self.sets.insert(set.name, Vec::new())),
+            Change::EnsureElements { set, elements } if set.starts_with("names_") => {
+                let keys = elements
+                    .into_iter()
+                    .map(|element| (set.clone(), element.key));
+                self.names.extend(keys);
+            }
+            Change::DeleteElements { set, elements } => {
+                for element in elements {
+                    assert!(self.names.remove(&(set.clone(), element.key)));
+                }
+            }
             Change::EnsureElements { set, elements } => {
                 self.sets.get_mut(&set).unwrap().extend(ranges(&elements));
             }
-            Change::AddChain(chain) => drop(self.chains.insert(chain.name, Vec::new())),
+            Change::EnsureEmptyChain(chain) => drop(self.chains.insert(chain, Vec::new())),
             Change::AddRule { chain, rule } => self.chains.get_mut(&chain).unwrap().push(rule),
             Change::AddElements { set, elements } => match (set.as_str(), &elements[0].data) {
                 (base::EVERYWHERE, _) => self.everywhere = true,
@@ -198,7 +250,9 @@ impl Machine {
                 .all(|condition| self.holds(condition, packet))
             {
                 return match rule.statements.last() {
-                    Some(Statement::Verdict(Verdict::Accept)) => Action::Allow,
+                    Some(Statement::Verdict(Verdict::Goto(chain))) if chain == base::ALLOW => {
+                        Action::Allow
+                    }
                     Some(Statement::Verdict(Verdict::Drop)) => Action::Deny,
                     other => panic!("{other:?} ends no rule of a policy"),
                 };
@@ -229,6 +283,16 @@ impl Machine {
                 key,
                 set,
                 negate: false,
+            } if key[..] == [Field::InputInterface, Field::DestinationAddress] => {
+                let from = interface_key(&subject().interface);
+                let key = [from, packet.to.octets().to_vec()].concat();
+                assert!(self.sets.contains_key(set), "{set} is made with the chain");
+                self.names.contains(&(set.clone(), key))
+            }
+            Match::InSet {
+                key,
+                set,
+                negate: false,
             } => {
                 assert_eq!(key[..], [Field::DestinationAddress]);
                 let to = packet.to.to_bits();
@@ -245,9 +309,7 @@ fn ranges(elements: &[Element]) -> Vec<(u32, u32)> {
     let number = |element: &Element| u32::from_be_bytes(element.key[..].try_into().unwrap());
     let mut ranges = Vec::new();
     for element in elements {
-        if element.timeout_ms.is_some() {
-            ranges.push((number(element), number(element)));
-        } else if element.interval_end {
+        if element.interval_end {
             let (_, last): &mut (u32, u32) = ranges.last_mut().unwrap();
             *last = number(element) - 1;
         } else {
@@ -325,7 +387,7 @@ proptest! {
     #[test]
     fn the_ruleset_says_what_the_policy_says(
         spec in spec(),
-        resolved in proptest::collection::vec(address(), 0..3),
+        resolved in proptest::collection::btree_set(address(), 0..3),
         packets in proptest::collection::vec((address(), prop_oneof![Just(1u8), Just(6), Just(17)], 1u16..8), 1..12),
     ) {
         let policy = spec.check().unwrap();
@@ -334,7 +396,7 @@ proptest! {
         let grants: Vec<Grant> = named
             .flat_map(|(clause, _)| resolved.iter().map(move |address| Grant { clause, address: *address, timeout_ms: 1000 }))
             .collect();
-        let machine = Machine::load(&Entry::compile(&subject(), &policy, &grants));
+        let machine = Machine::load(&subject(), &Entry::compile(&subject(), &policy), &grants);
         for (to, protocol, port) in packets {
             let port = (protocol != 1).then_some(port);
             let packet = Packet { to, protocol, port };
@@ -349,17 +411,20 @@ proptest! {
     #[test]
     fn removing_takes_out_exactly_what_adding_put_in(spec in spec()) {
         let policy = spec.check().unwrap();
-        let entry = Entry::compile(&subject(), &policy, &[]);
+        let entry = Entry::compile(&subject(), &policy);
+        let chain = |changes: fn(&CustomChain) -> Vec<Change>| entry.chain().map_or_else(Vec::new, changes);
         let (mut added, mut removed) = (Vec::new(), Vec::new());
-        for change in entry.add() {
+        for change in chain(CustomChain::add).into_iter().chain(entry.add()) {
             match change {
-                Change::AddSet(set) => added.push(format!("set {}", set.name)),
-                Change::AddChain(chain) => added.push(format!("chain {}", chain.name)),
+                // Everybody's.
+                Change::EnsureSet(set) if names::clause_of(&set.name).is_some() => {}
+                Change::EnsureSet(set) => added.push(format!("set {}", set.name)),
+                Change::EnsureEmptyChain(name) => added.push(format!("chain {name}")),
                 Change::AddElements { set, elements } => added.push(format!("{set} {:?}", elements[0].key)),
                 _ => {}
             }
         }
-        for change in entry.remove() {
+        for change in entry.remove().into_iter().chain(chain(CustomChain::remove)) {
             match change {
                 Change::DeleteSet(name) => removed.push(format!("set {name}")),
                 Change::DeleteChain(name) => removed.push(format!("chain {name}")),
@@ -367,6 +432,9 @@ proptest! {
                 other => panic!("{other} is no part of removing"),
             }
         }
+        let ours = |name: &str| custom::owner(name) == entry.chain().map(CustomChain::name);
+        let named = added.iter().filter_map(|it| it.strip_prefix("set ").or_else(|| it.strip_prefix("chain ")));
+        prop_assert!(named.into_iter().all(ours), "found again by name");
         added.sort();
         removed.sort();
         prop_assert_eq!(added, removed);

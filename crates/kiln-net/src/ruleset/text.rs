@@ -28,13 +28,14 @@ impl fmt::Display for Change {
             Self::AddTable { .. } => f.write_str("add table"),
             Self::DeleteTable => f.write_str("delete table"),
             Self::AddCounter(name) => write!(f, "add counter {name}"),
-            Self::AddSet(set) => write!(f, "add {set}"),
+            Self::AddSet(set) => write!(f, "create {set}"),
+            Self::EnsureSet(set) => write!(f, "add {set}"),
             Self::DeleteSet(name) => write!(f, "delete set {name}"),
             Self::AddChain(chain) => match chain.hook {
-                None => write!(f, "add chain {}", chain.name),
+                None => write!(f, "create chain {}", chain.name),
                 Some(hook) => write!(
                     f,
-                    "add chain {} {{ type {} hook {} priority {}; policy {}; }}",
+                    "create chain {} {{ type {} hook {} priority {}; policy {}; }}",
                     chain.name,
                     if hook.kind == HookKind::Nat {
                         "nat"
@@ -46,6 +47,7 @@ impl fmt::Display for Change {
                     if hook.drop { "drop" } else { "accept" },
                 ),
             },
+            Self::EnsureEmptyChain(name) => write!(f, "add and flush chain {name}"),
             Self::DeleteChain(name) => write!(f, "delete chain {name}"),
             Self::AddRule { chain, rule } => write!(f, "add rule {chain} {rule}"),
             Self::AddElements { set, elements } => elements_text(f, "create", set, elements),
@@ -216,7 +218,6 @@ impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Count(name) => write!(f, "counter name {name}"),
-            Self::MarkFlow(mark) => write!(f, "ct mark set {mark:#x}"),
             Self::MarkFlowFrom { key, map } => write!(f, "ct mark set {key} map @{map}"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
             Self::VerdictFrom { key, map } => write!(f, "{key} vmap @{map}"),
