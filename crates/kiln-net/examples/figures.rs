@@ -38,9 +38,19 @@ const POLICY: &str = r#"{"allowed_domains":["*.example.com"],"denied_cidrs":["19
 const CHANGED: &str = r#"{"allowed_domains":["*.example.com","example.org"],
     "allowed_cidrs":["203.0.113.0/24","1.0.0.0/8"],
     "publish":["8080:80"],"bandwidth":{"download":"100mbit","upload":"50mbit"}}"#;
-/// What most of the others are like.
-const PLAIN: &str =
-    r#"{"allowed_cidrs":["203.0.113.0/24","1.0.0.0/8"],"allowed_domains":["a.example"]}"#;
+
+/// What most of the others are like: names of their own under the same rules.
+fn kin(slot: u32) -> String {
+    format!(
+        r#"{{"allowed_cidrs":["203.0.113.0/24","1.0.0.0/8"],"allowed_domains":["s{slot}.example"]}}"#
+    )
+}
+
+/// Others of which no two have the same rules, either.
+fn strangers(slot: u32) -> String {
+    let [_, _, high, low] = slot.to_be_bytes();
+    kin(slot).replace("1.0.0.0/8", &format!("1.{high}.{low}.0/24"))
+}
 
 /// The same network, by the usual programs: as the installers and scripts of this trade do it.
 const COMMANDS: &str = "
@@ -81,11 +91,11 @@ fn main() {
     // In turns: what else the machine does slows both alike.
     for cycle in 1..=CYCLES {
         stand.inside(|| stand.times(["setup_ms", "teardown_ms"], &mut samples));
-        let others: Vec<Network> = stand.inside(|| {
-            (1..=OTHERS)
-                .map(|slot| stand.network(slot, PLAIN))
-                .collect()
-        });
+        let others = stand.crowd(strangers);
+        stand.inside(|| stand.times(["setup_500_unlike_ms", "teardown_500_ms"], &mut samples));
+        drop(others);
+        stand.wait_until_empty();
+        let others = stand.crowd(kin);
         stand.inside(|| stand.times(["setup_500_ms", "teardown_500_ms"], &mut samples));
         if cycle == CYCLES {
             stand.inside(|| stand.updates(&mut samples));
@@ -147,6 +157,11 @@ impl Stand {
         };
         let record = self.kiln.reserve(slot).unwrap();
         Network::create(&self.kiln, record, spec).unwrap()
+    }
+
+    fn crowd(&self, policy: fn(u32) -> String) -> Vec<Network> {
+        let network = |slot| self.network(slot, &policy(slot));
+        self.inside(|| (1..=OTHERS).map(network).collect())
     }
 
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
@@ -232,7 +247,7 @@ impl Stand {
 /// One sandbox's throughput, alone and among many, in turns: a busy machine slows both alike.
 fn throughput(one: &Stand, crowd: &Stand, samples: &mut BTreeMap<&str, Vec<f64>>) {
     let sender = |stand: &Stand, slot| {
-        let network = stand.inside(|| stand.network(slot, PLAIN));
+        let network = stand.inside(|| stand.network(slot, &kin(slot)));
         // The namespace itself sends: its own table would stop that, and is the same for all.
         network.namespace().run(|| sh("nft flush ruleset")).unwrap();
         network

@@ -101,8 +101,14 @@ impl Figures {
         self.ratio(
             report,
             "scale_ratio",
-            "set-up among 500 over alone",
+            "set-up among 500 with names of their own over alone",
             ["setup_500_ms", "setup_ms"],
+        );
+        self.ratio(
+            report,
+            "scale_unlike_ratio",
+            "the same, where no two of the 500 have the same rules",
+            ["setup_500_unlike_ms", "setup_ms"],
         );
         self.throughput(report);
         report.median(
