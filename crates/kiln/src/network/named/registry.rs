@@ -157,6 +157,9 @@ impl Registry {
         name: &str,
         policy: PolicySpec,
     ) -> Result<NamedNetwork, Error> {
+        let up = self.up.lock().await;
+        // First of all whether there is one: who asks may mean a sandbox, with other rules.
+        let before = self.row(name).await?;
         let mut faults = Vec::new();
         let checked = check_policy(&policy, &mut faults);
         let Some(checked) = checked.filter(|_| faults.is_empty()) else {
@@ -164,8 +167,6 @@ impl Registry {
             return Err(Error::new(ErrorCode::InvalidNetworkPolicy, told.join("; "))
                 .with_hint("correct the named fields; nothing was changed"));
         };
-        let up = self.up.lock().await;
-        let before = self.row(name).await?;
         let mut row = before.clone();
         row.spec.policy = policy;
         self.save(&row).await?;
