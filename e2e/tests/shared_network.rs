@@ -31,6 +31,12 @@ fn text(value: &Value) -> String {
         .to_owned()
 }
 
+/// What comes back from an address when it is sent a word by UDP.
+fn tell(from: &str, to: &str) -> String {
+    let told = inside(from, &["tell", to, "hello"]).output().unwrap();
+    String::from_utf8(told.stdout).unwrap()
+}
+
 /// Every question gets an answer other than "answered".
 #[track_caller]
 fn assert_closed(stage: &Stage, id: &str, questions: &[String]) {
@@ -297,10 +303,6 @@ fn b4_4_b4_5_udp_is_published_and_bandwidth_is_capped_both_ways() {
     );
     send_in(&stage, &id);
     run_in_guest(&stage, &id, "echo 5353");
-    let tell = |from: &str, to: &str| {
-        let told = inside(from, &["tell", to, "hello"]).output().unwrap();
-        String::from_utf8(told.stdout).unwrap()
-    };
     for (from, at) in [
         (&lab.world, "203.0.113.2:5300"),
         (&lab.host, "203.0.113.2:5300"),
@@ -325,7 +327,7 @@ fn b4_4_b4_5_udp_is_published_and_bandwidth_is_capped_both_ways() {
         );
     }
     // Without the limits the same guest is faster: they are what was measured.
-    let update = ["network", "update", &id, "--network-policy=allow-all"];
+    let update = ["network", "update", &id, "--publish=5301:5353/udp"];
     stage.kiln(&update).expect_code(0);
     for (direction, kbit) in [("down", 8000), ("up", 4000)] {
         let measured = rate(direction);
@@ -336,6 +338,84 @@ fn b4_4_b4_5_udp_is_published_and_bandwidth_is_capped_both_ways() {
         "",
         "no longer published"
     );
+    assert_eq!(tell(&lab.world, "203.0.113.2:5301"), "hello");
     stage.kiln(&["rm", "--force", &id]).expect_code(0);
+    lab.assert_host_is_clean(&stage);
+}
+
+#[test]
+fn b4_4_b4_5_a_members_ports_and_limits_change_while_it_runs() {
+    let Some(lab) = Lab::new("b4_4_b4_5_a_members_ports_and_limits") else {
+        return;
+    };
+    let stage = lab.stage();
+    stage.kiln(&["network", "create", "lan"]).expect_code(0);
+    let id = sandbox(
+        &stage,
+        &[
+            "--network=lan",
+            "--publish=5300:5353/udp",
+            "--bandwidth=8mbit/4mbit",
+        ],
+    );
+    send_in(&stage, &id);
+    run_in_guest(&stage, &id, "echo 5353");
+    let answers = |port: u16| tell(&lab.world, &format!("203.0.113.2:{port}")) == "hello";
+    eventually("the published UDP port answers", || answers(5300));
+    let limits = || {
+        let queues = ["ip", "netns", "exec", &lab.host, "tc", "qdisc"];
+        let set = "nft list set bridge".split(' ');
+        let tables = output(&["ip", "netns", "exec", &lab.host, "nft", "list", "tables"]);
+        let table = tables
+            .lines()
+            .find_map(|line| line.strip_prefix("table bridge "));
+        let nft = ["ip", "netns", "exec", &lab.host].into_iter().chain(set);
+        let nft: Vec<&str> = nft.chain([table.unwrap(), "port_rate"]).collect();
+        (output(&queues), output(&nft))
+    };
+    let (queues, rates) = limits();
+    assert!(queues.contains("rate 8Mbit"), "{queues}");
+    assert!(rates.contains("limit rate over 500000 bytes"), "{rates}");
+    // Rules are the network's; what is told of them is refused before anything changes.
+    let update = |words: &[&str]| {
+        let all = [&["--json", "network", "update", &id][..], words].concat();
+        stage.kiln(&all)
+    };
+    let refused = update(&["--deny-cidr=192.0.2.0/24", "--publish=5302:5353/udp"]);
+    let error = refused.expect_code(125).error();
+    assert_eq!(error["code"], "INVALID_FIREWALL_CONFIG", "{error}");
+    assert!(
+        text(&error["message"]).contains("network update lan"),
+        "{error}"
+    );
+    assert!(answers(5300));
+    // And these are no network's.
+    let lan = stage.kiln(&["--json", "network", "update", "lan", "--bandwidth=1mbit"]);
+    let error = lan.expect_code(125).error();
+    assert!(
+        text(&error["message"]).contains("no limits of its own"),
+        "{error}"
+    );
+    update(&["--publish=5301:5353/udp", "--bandwidth=2mbit"]).expect_code(0);
+    eventually("the other port answers", || answers(5301));
+    assert!(!answers(5300), "no longer published");
+    // The next daemon finds it so, and changes it as well.
+    stage.kill_daemon();
+    let policy = inspect(&stage, &id)["policy"].clone();
+    assert_eq!(policy["publish"][0], "5301:5353/udp", "{policy}");
+    assert!(answers(5301));
+    let (queues, rates) = limits();
+    assert!(queues.contains("rate 2Mbit"), "{queues}");
+    assert!(rates.contains("limit rate over 250000 bytes"), "{rates}");
+    update(&["--network-policy=allow-all"]).expect_code(125);
+    update(&["--publish=5302:5353/udp"]).expect_code(0);
+    eventually("the last port answers", || answers(5302));
+    let (queues, rates) = limits();
+    assert!(
+        !queues.contains("tbf") && !rates.contains("elements"),
+        "{queues}{rates}"
+    );
+    stage.kiln(&["rm", "--force", &id]).expect_code(0);
+    stage.kiln(&["network", "rm", "lan"]).expect_code(0);
     lab.assert_host_is_clean(&stage);
 }

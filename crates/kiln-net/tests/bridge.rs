@@ -14,16 +14,16 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use kiln_net::policy::PublishedPort;
+use kiln_net::policy::{Bandwidth, PublishedPort, Rate};
 use kiln_net::verify::{Finding, ask};
 use kiln_net::wireguard::{Egress, EgressSpec, Tunnel};
 use kiln_net::{
     BridgeError, BridgeNetwork, BridgeSpec, HostNetwork, Identity, Label, MemberRecord, MemberSpec,
-    TapOwner,
+    NetworkError, TapOwner,
 };
 use support::{
     Guest, HOST, Lab, METADATA, OTHER, PRIVATE, SERVER, THIRD, at, options, policy, privileged,
-    probe, server,
+    probe, rate, server,
     spoof::{Pretence, assert_pinned},
 };
 
@@ -70,6 +70,7 @@ fn member(vm: &str, publish: &[&str]) -> MemberSpec {
             .iter()
             .map(|text| PublishedPort::new(text).unwrap())
             .collect(),
+        bandwidth: Bandwidth::default(),
         hostname: None,
     }
 }
@@ -133,6 +134,91 @@ fn a6_4_members_get_addresses_reach_the_internet_and_not_each_other() {
     let (three, _) = join(&lab, &mut lan, member("three", &[]));
     assert_eq!(three.facts.address, Ipv4Addr::new(172, 30, 0, 2));
     assert!(three.run(|| probe::tcp(at(OTHER, 80))).is_some());
+}
+
+#[test]
+fn b4_5_a_members_limits_and_ports_are_its_own_and_change_live() {
+    if !privileged("bridge_member") {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(mut lan) = bridge(&lab, "bridge_member", bridge_spec("{}", false)) else {
+        return;
+    };
+    let ports = |texts: &[&str]| -> Vec<_> {
+        let port = |text: &&str| PublishedPort::new(text).unwrap();
+        texts.iter().map(port).collect()
+    };
+    let limits = |download: &str, upload: &str| Bandwidth {
+        download: Rate::new(download),
+        upload: Rate::new(upload),
+    };
+    let spec = MemberSpec {
+        bandwidth: limits("20mbit", "10mbit"),
+        ..member("one", &["8080:80"])
+    };
+    let (one, record) = join(&lab, &mut lan, spec);
+    let (two, other) = join(&lab, &mut lan, member("two", &["8082:80"]));
+    let _inside = server::tcp(&one.inside, one.facts.address, 80);
+    let _other = server::tcp(&two.inside, two.facts.address, 80);
+    let open = |port| {
+        lab.internet
+            .run(|| probe::tcp(at(HOST, port)))
+            .unwrap()
+            .is_some()
+    };
+    assert!(open(8080) && open(8082));
+    if std::env::var_os("KILN_LAB").is_some() {
+        eprintln!("SKIPPED: bridge_member: an emulated machine is too slow to measure limits");
+    } else {
+        // What the kernel lets pass at first is what comes in a second.
+        let down = rate::down(&lab, &one, 256 << 10, 3 << 20);
+        let up = rate::up(&lab, &one, 2 << 20, 3 << 20);
+        let free = rate::up(&lab, &two, 2 << 20, 20 << 20);
+        eprintln!("down {down:.1} up {up:.1} the other {free:.1} Mbit/s");
+        assert!((12.0..24.0).contains(&down), "download {down} of 20");
+        assert!((4.0..12.0).contains(&up), "upload {up} of 10");
+        assert!(free > 40.0, "without a limit {free}");
+    }
+    let rates = || lab.host_sh("nft list set bridge kiln port_rate; tc qdisc");
+    assert!(rates().contains("limit rate over 1250") && rates().contains("tbf"));
+
+    let mut update = |publish: &[&str], bandwidth| {
+        let publish = ports(publish);
+        let update = || lan.update_member(&record.tap, &publish, bandwidth);
+        lab.host.run(update).unwrap()
+    };
+    let updated = update(&["8081:80"], limits("30mbit", "5mbit")).unwrap();
+    assert_eq!(updated.publish, ports(&["8081:80"]));
+    assert!(!open(8080) && open(8081) && open(8082));
+    assert!(rates().contains("limit rate over 625") && rates().contains("30Mbit"));
+    // The other one's door: refused, and everything is as before.
+    let refused = update(&["8082:80"], Bandwidth::default());
+    assert!(
+        matches!(
+            &refused,
+            Err(BridgeError::Network(
+                kiln_net::NetworkError::PortTaken { .. }
+            ))
+        ),
+        "{refused:?}"
+    );
+    assert!(open(8081) && open(8082));
+    assert!(rates().contains("limit rate over 625") && rates().contains("30Mbit"));
+    let updated = update(&[], Bandwidth::default()).unwrap();
+    assert_eq!(updated.bandwidth, Bandwidth::default());
+    assert!(!open(8081) && open(8082));
+    assert!(
+        !rates().contains("elements") && !rates().contains("tbf"),
+        "{}",
+        rates()
+    );
+    update(&["8080:80"], limits("20mbit", "10mbit")).unwrap();
+    drop((one, two));
+    for tap in [&record.tap, &other.tap] {
+        lab.host.run(|| lan.leave(tap)).unwrap().unwrap();
+    }
+    assert!(!rates().contains("elements"), "{}", rates());
 }
 
 #[test]
@@ -305,7 +391,13 @@ fn a6_6_nothing_is_left_and_a_failed_step_is_undone() {
         .host
         .run(|| lan.join(member("two", &["8080:80"])))
         .unwrap();
-    assert!(matches!(taken, Err(BridgeError::Network(_))), "{taken:?}");
+    assert!(
+        matches!(
+            taken,
+            Err(BridgeError::Network(NetworkError::PortTaken { .. }))
+        ),
+        "{taken:?}"
+    );
     for address in [
         [172, 30, 0, 2],
         [172, 30, 0, 1],

@@ -10,12 +10,10 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, TcpListener};
 
 use kiln_net::NetworkError;
-use support::{HOST, Lab, SERVER, at, privileged, probe, server};
+use support::{HOST, Lab, at, privileged, probe, rate, server};
 
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -139,40 +137,6 @@ fn a_port_that_another_program_holds_is_refused_and_nothing_is_left() {
     );
 }
 
-/// Megabits per second of what `give` writes and `take` reads.
-fn mbit(bytes: usize, mut give: TcpStream, mut take: TcpStream) -> f64 {
-    let writer = std::thread::spawn(move || {
-        let chunk = vec![0; 64 << 10];
-        while give.write_all(&chunk).is_ok() {}
-    });
-    let mut buffer = vec![0; 64 << 10];
-    let mut left = bytes;
-    // The bucket's first filling is not the rate.
-    let mut warm = 256 << 10;
-    while warm > 0 {
-        warm -= take.read(&mut buffer).unwrap().min(warm);
-    }
-    let start = Instant::now();
-    while left > 0 {
-        left -= take.read(&mut buffer).unwrap().min(left);
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    drop(take);
-    writer.join().unwrap();
-    bytes as f64 * 8.0 / seconds / 1e6
-}
-
-fn pair(lab: &Lab, guest: &support::Guest, port: u16) -> (TcpStream, TcpStream) {
-    let listener = lab
-        .internet
-        .run(|| TcpListener::bind(at(SERVER, port)).unwrap())
-        .unwrap();
-    let near = guest
-        .run(|| TcpStream::connect_timeout(&at(SERVER, port), Duration::from_secs(3)).unwrap());
-    let (far, _) = listener.accept().unwrap();
-    (near, far)
-}
-
 #[test]
 fn b4_5_bandwidth_is_capped_in_both_directions_and_changes_live() {
     if !privileged("bandwidth") {
@@ -188,13 +152,10 @@ fn b4_5_bandwidth_is_capped_in_both_directions_and_changes_live() {
         r#"{"bandwidth":{"download":"20mbit","upload":"10mbit"}}"#,
     );
     let guest = lab.guest(&network);
-    let (near, far) = pair(&lab, &guest, 9001);
-    let down = mbit(3 << 20, far, near);
-    let (near, far) = pair(&lab, &guest, 9002);
-    let up = mbit(2 << 20, near, far);
+    let down = rate::down(&lab, &guest, 256 << 10, 3 << 20);
+    let up = rate::up(&lab, &guest, 256 << 10, 2 << 20);
     lab.update(&mut network, "{}");
-    let (near, far) = pair(&lab, &guest, 9003);
-    let free = mbit(20 << 20, far, near);
+    let free = rate::down(&lab, &guest, 256 << 10, 20 << 20);
     eprintln!("down {down:.1} up {up:.1} free {free:.1} Mbit/s");
     assert!((12.0..24.0).contains(&down), "download {down} of 20");
     assert!((6.0..12.0).contains(&up), "upload {up} of 10");

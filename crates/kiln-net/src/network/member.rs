@@ -1,6 +1,7 @@
 //! The VMs of a bridge network: who they are, how they join and leave.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -9,8 +10,8 @@ use super::bridge::{BridgeError, BridgeNetwork};
 use super::{GuestFacts, NetworkError};
 use crate::link::{Port, Steps};
 use crate::netlink::NetlinkError;
-use crate::policy::{DomainName, PublishedPort};
-use crate::ruleset::{Change, bridge};
+use crate::policy::{Bandwidth, DomainName, Policy, PublishedPort};
+use crate::ruleset::{Change, Element, bridge};
 use crate::subnet::{InterfaceName, MacAddr};
 use crate::tap::{self, TapOwner};
 
@@ -27,6 +28,8 @@ pub struct MemberSpec {
     pub address: Option<Ipv4Addr>,
     /// Its published ports.
     pub publish: Vec<PublishedPort>,
+    /// Its limits.
+    pub bandwidth: Bandwidth,
     /// Handed to the guest as it is.
     pub hostname: Option<DomainName>,
 }
@@ -43,13 +46,37 @@ pub struct MemberRecord {
     pub address: Ipv4Addr,
     /// Its published ports.
     pub publish: Vec<PublishedPort>,
+    /// Its limits.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 #[derive(Debug)]
 pub(super) struct Member {
     mac: MacAddr,
     address: Ipv4Addr,
+    bandwidth: Bandwidth,
 }
+
+impl Member {
+    fn of(record: &MemberRecord) -> Self {
+        Self {
+            mac: record.mac,
+            address: record.address,
+            bandwidth: record.bandwidth,
+        }
+    }
+
+    /// What the table for bridges holds of it.
+    fn pins(&self, tap: &InterfaceName) -> Vec<Pin> {
+        let mut pins = bridge::port(tap, self.mac, self.address);
+        pins.extend(self.bandwidth.upload.map(|rate| bridge::rate(tap, rate)));
+        pins
+    }
+}
+
+/// A set and an element of it.
+type Pin = (&'static str, Element);
 
 impl BridgeNetwork {
     /// Let a VM join: TAP, address, pins, published ports.
@@ -58,6 +85,7 @@ impl BridgeNetwork {
     /// [`BridgeError`]; what was done is undone.
     pub fn join(&mut self, spec: MemberSpec) -> Result<(GuestFacts, MemberRecord), BridgeError> {
         let address = self.free_address(spec.address)?;
+        self.check_doors(address, &spec.publish)?;
         let prefix = self.rules.host.identity.prefix();
         let tap =
             InterfaceName::for_tap(prefix, &spec.vm, &spec.card).map_err(NetworkError::from)?;
@@ -66,10 +94,10 @@ impl BridgeNetwork {
             mac: MacAddr::for_guest(&spec.vm, &spec.card),
             address,
             publish: spec.publish,
+            bandwidth: spec.bandwidth,
         };
         tap::create(&tap, spec.owner, None).map_err(NetworkError::Tap)?;
-        let (mac, address) = (record.mac, record.address);
-        self.members.insert(tap.clone(), Member { mac, address });
+        self.members.insert(tap.clone(), Member::of(&record));
         if let Err(error) = self.admit(&record) {
             for failure in self.expel(&tap) {
                 tracing::warn!(%tap, %failure, "a member was not removed whole");
@@ -95,6 +123,91 @@ impl BridgeNetwork {
                 failures,
             })
         }
+    }
+
+    /// Exchange what is a member's own: its published ports, in one transaction, and its limits. When
+    /// something fails, the old ones are in force as before.
+    ///
+    /// # Errors
+    /// [`BridgeError`]; [`NetworkError::Gone`] for one that is not a member.
+    pub fn update_member(
+        &mut self,
+        tap: &InterfaceName,
+        publish: &[PublishedPort],
+        bandwidth: Bandwidth,
+    ) -> Result<MemberRecord, BridgeError> {
+        let Some(member) = self.members.get(tap) else {
+            let interface = tap.clone();
+            return Err(NetworkError::Gone { interface }.into());
+        };
+        let (mac, address, before) = (member.mac, member.address, member.bandwidth);
+        self.check_doors(address, publish)?;
+        let limited = self.limit(tap, before, bandwidth);
+        if let Err(error) = limited.and_then(|()| self.publish(address, publish)) {
+            self.limit(tap, bandwidth, before)?;
+            return Err(error.into());
+        }
+        let record = MemberRecord {
+            tap: tap.clone(),
+            mac,
+            address,
+            publish: publish.to_vec(),
+            bandwidth,
+        };
+        self.members.insert(tap.clone(), Member::of(&record));
+        Ok(record)
+    }
+
+    /// The host's ports are one member's each.
+    fn check_doors(&self, address: Ipv4Addr, ports: &[PublishedPort]) -> Result<(), NetworkError> {
+        let published = &self.rules.subject.published;
+        let others = || published.iter().filter(|(_, guest)| *guest != address);
+        let is_taken = |port: &&PublishedPort| others().any(|(other, _)| other.collides(port));
+        match ports.iter().find(is_taken) {
+            Some(port) => Err(NetworkError::PortTaken {
+                port: *port,
+                source: io::ErrorKind::AddrInUse.into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Publish these ports of one address, and no others.
+    fn publish(&mut self, address: Ipv4Addr, ports: &[PublishedPort]) -> Result<(), NetworkError> {
+        let mut published = self.rules.subject.published.clone();
+        published.retain(|(_, guest)| *guest != address);
+        published.extend(ports.iter().map(|port| (*port, address)));
+        let policy = Policy::clone(&self.rules.policy);
+        self.rules.exchange(policy, published)
+    }
+
+    /// What the TAP sends is the guest's download, and has a queue; what comes in by it, its upload,
+    /// has none, and is dropped when it is too much.
+    fn limit(
+        &self,
+        tap: &InterfaceName,
+        from: Bandwidth,
+        to: Bandwidth,
+    ) -> Result<(), NetworkError> {
+        let rate = |limits: Bandwidth| limits.upload.map(|rate| bridge::rate(tap, rate));
+        let old: Vec<Pin> = rate(from).into_iter().collect();
+        let new: Vec<Pin> = rate(to).into_iter().collect();
+        let changes = unpin(old).chain(ensure(new));
+        self.rules.host.apply_bridge(changes.collect())?;
+        let mut links = self.rules.host.links();
+        let link = links.link(tap.as_str())?;
+        let index = link
+            .ok_or_else(|| NetworkError::Gone {
+                interface: tap.clone(),
+            })?
+            .index;
+        let mut steps = Steps::new();
+        match (from.download, to.download) {
+            (_, Some(rate)) => steps.shape(index, rate),
+            (Some(_), None) => steps.unshape(index),
+            (None, None) => return Ok(()),
+        }
+        Ok(links.run(steps)?)
     }
 
     /// What a member must be told.
@@ -145,7 +258,8 @@ impl BridgeNetwork {
     fn admit(&mut self, record: &MemberRecord) -> Result<(), NetworkError> {
         let published = record.publish.iter().map(|port| (*port, record.address));
         self.rules.add_source(record.address, published.collect())?;
-        self.rules.host.apply_bridge(pins(record))?;
+        let pins = ensure(Member::of(record).pins(&record.tap));
+        self.rules.host.apply_bridge(pins.collect())?;
         let mut links = self.rules.host.links();
         let mut steps = Steps::new();
         steps.set_alias(&record.tap, &self.rules.host.identity.alias(&self.label));
@@ -168,6 +282,9 @@ impl BridgeNetwork {
         );
         steps.add_station(index, record.mac);
         steps.add_neighbour(self.index, record.address, record.mac);
+        if let Some(rate) = record.bandwidth.download {
+            steps.shape(index, rate);
+        }
         steps.up(index);
         Ok(links.run(steps)?)
     }
@@ -178,9 +295,7 @@ impl BridgeNetwork {
             return Vec::new();
         };
         let mut failures = self.rules.remove_source(member.address);
-        let pins = bridge::port(tap, member.mac, member.address);
-        // Added once more first: what is not there cannot be deleted, and would stop the rest.
-        let unpin = ensure(pins.clone()).chain(remove(pins));
+        let unpin = unpin(member.pins(tap));
         failures.extend(self.rules.host.apply_bridge(unpin.collect()).err());
         failures.extend(self.rules.host.links().delete(tap.as_str()).err());
         failures
@@ -191,8 +306,8 @@ impl BridgeNetwork {
         let published = record.publish.iter().map(|port| (*port, record.address));
         self.rules.subject.published.extend(published);
         self.rules.subject.sources.push(record.address);
-        let (mac, address) = (record.mac, record.address);
-        self.members.insert(record.tap, Member { mac, address });
+        let member = Member::of(&record);
+        self.members.insert(record.tap, member);
     }
 
     /// Restore the pins of known members that are missing.
@@ -200,29 +315,24 @@ impl BridgeNetwork {
         let pins = self
             .members
             .iter()
-            .flat_map(|(tap, member)| ensure(bridge::port(tap, member.mac, member.address)));
+            .flat_map(|(tap, member)| ensure(member.pins(tap)));
         self.rules.host.apply_bridge(pins.collect())
     }
 }
 
-fn remove(elements: Vec<(&'static str, crate::ruleset::Element)>) -> impl Iterator<Item = Change> {
-    elements
-        .into_iter()
-        .map(|(set, element)| Change::DeleteElements {
-            set: set.to_owned(),
-            elements: vec![element],
-        })
+/// Each is added once more first: what is not there cannot be deleted, and would stop the rest.
+fn unpin(pins: Vec<Pin>) -> impl Iterator<Item = Change> {
+    let delete = |(set, element): Pin| Change::DeleteElements {
+        set: set.to_owned(),
+        elements: vec![Element::key(element.key)],
+    };
+    ensure(pins.clone()).chain(pins.into_iter().map(delete))
 }
 
-fn pins(record: &MemberRecord) -> Vec<Change> {
-    ensure(bridge::port(&record.tap, record.mac, record.address)).collect()
-}
-
-fn ensure(elements: Vec<(&'static str, crate::ruleset::Element)>) -> impl Iterator<Item = Change> {
-    elements
-        .into_iter()
-        .map(|(set, element)| Change::EnsureElements {
-            set: set.to_owned(),
-            elements: vec![element],
-        })
+fn ensure(pins: Vec<Pin>) -> impl Iterator<Item = Change> {
+    let ensure = |(set, element): Pin| Change::EnsureElements {
+        set: set.to_owned(),
+        elements: vec![element],
+    };
+    pins.into_iter().map(ensure)
 }

@@ -23,6 +23,7 @@ const COUNTER_OBJECT: u32 = 1;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
+const SET_DYNAMIC: u32 = 0x20;
 const ELEMENT_INTERVAL_END: u32 = 1;
 const MARK_TYPE: u32 = 19;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
@@ -141,6 +142,9 @@ impl Encoder<'_> {
             });
             a.be32(10, id);
             a.bytes(13, &byte_order(set));
+            if set.kind == SetKind::Rate {
+                a.nest(17, |own| limit_over(own, SLOWEST));
+            }
         });
     }
 
@@ -229,6 +233,7 @@ fn set_shape(kind: SetKind) -> (u32, Option<(u32, u32)>) {
         SetKind::Plain => (0, None),
         SetKind::Interval => (SET_INTERVAL, None),
         SetKind::Timeout => (SET_TIMEOUT, None),
+        SetKind::Rate => (SET_DYNAMIC, None),
         SetKind::AddressPortMap => (SET_MAP, Some((ADDRESS_PORT_TYPE, 8))),
         SetKind::MarkMap => (SET_MAP, Some((MARK_TYPE, 4))),
         SetKind::VerdictMap => (SET_MAP, Some((VERDICT_TYPE, 0))),
@@ -274,6 +279,28 @@ fn element(list: &mut Attributes<'_>, element: &Element) {
         if let Some(timeout) = element.timeout_ms {
             a.be64(4, timeout);
         }
+        if let Some(rate) = element.rate {
+            a.nest(7, |own| limit_over(own, rate));
+        }
+    });
+}
+
+/// The rate of elements without one of their own, of which there are none.
+const SLOWEST: u64 = 1024;
+/// Above a second's worth, which the kernel adds: never less than a frame after segmentation offload.
+const BURST: u32 = 128 << 10;
+
+/// Holds for a packet that exceeds a rate in bytes per second.
+fn limit_over(expression: &mut Attributes<'_>, bytes_per_second: u64) {
+    const PER_SECOND: u64 = 1;
+    const OF_BYTES: u32 = 1;
+    const INVERTED: u32 = 1;
+    expression.text(1, "limit").nest(2, |a| {
+        a.be64(1, bytes_per_second)
+            .be64(2, PER_SECOND)
+            .be32(3, BURST)
+            .be32(4, OF_BYTES)
+            .be32(5, INVERTED);
     });
 }
 

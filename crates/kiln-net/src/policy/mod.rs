@@ -230,7 +230,8 @@ pub struct Clause {
 }
 
 /// Limits, where there are any.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bandwidth {
     /// Towards the guest.
     pub download: Option<Rate>,

@@ -1,7 +1,10 @@
 //! Bandwidth as users write it. Pure.
 
+use serde::{Deserialize, Serialize};
+
 /// A rate in bytes per second, between 8 kbit/s and 100 Gbit/s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Rate(u64);
 
 const MIN_BITS: u64 = 8_000;

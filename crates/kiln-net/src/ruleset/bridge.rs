@@ -1,4 +1,4 @@
-//! The table that pins MAC and address of every port of our bridges. Pure.
+//! The table that pins MAC and address of every port of our bridges, and limits what it sends. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -6,12 +6,14 @@ use super::{
     Chain, Change, Element, Field, Hook, HookKind, Rule, Set, SetKind, TableFamily, Transaction,
     interface_key,
 };
+use crate::policy::Rate;
 use crate::subnet::{InterfaceName, MacAddr};
 
 const PORT_MAC: &str = "port_mac";
 const PORT_ID: &str = "port_id";
+const PORT_RATE: &str = "port_rate";
 /// The sets whose keys begin with a TAP.
-pub(crate) const PINS: [&str; 2] = [PORT_MAC, PORT_ID];
+pub(crate) const PINS: [&str; 3] = [PORT_MAC, PORT_ID, PORT_RATE];
 const ARP_FRAME: [u8; 2] = [0x08, 0x06];
 const IPV4_FRAME: [u8; 2] = [0x08, 0x00];
 
@@ -46,6 +48,7 @@ pub(crate) fn load(table: &str, tap_prefix: &str, comment: String) -> Transactio
             &[InputInterface, EtherSource, SourceAddress],
             SetKind::Plain,
         )),
+        Change::AddSet(Set::new(PORT_RATE, &[InputInterface], SetKind::Rate)),
         Change::AddChain(Chain {
             name: "pre".to_owned(),
             hook: Some(hook),
@@ -60,6 +63,10 @@ pub(crate) fn load(table: &str, tap_prefix: &str, comment: String) -> Transactio
             Rule::new()
                 .not_in_set(&[InputInterface, EtherSource], PORT_MAC)
                 .drop(),
+        ),
+        add(
+            "port",
+            Rule::new().in_set(&[InputInterface], PORT_RATE).drop(),
         ),
         add(
             "port",
@@ -98,4 +105,13 @@ pub(crate) fn port(
         (PORT_MAC, Element::key(key)),
         (PORT_ID, Element::key(identity)),
     ]
+}
+
+/// The element that limits what a port sends.
+pub(crate) fn rate(tap: &InterfaceName, rate: Rate) -> (&'static str, Element) {
+    let element = Element {
+        rate: Some(rate.bytes_per_second()),
+        ..Element::key(interface_key(tap))
+    };
+    (PORT_RATE, element)
 }

@@ -262,6 +262,8 @@ pub(crate) enum SetKind {
     Interval,
     /// Keys that expire.
     Timeout,
+    /// Keys that match a packet once its bytes exceed their rate.
+    Rate,
     /// Key to `address . port`.
     AddressPortMap,
     /// Key to a mark.
@@ -303,6 +305,8 @@ pub(crate) struct Element {
     pub(crate) interval_end: bool,
     pub(crate) data: Option<Data>,
     pub(crate) timeout_ms: Option<u64>,
+    /// In a set of rates, bytes per second.
+    pub(crate) rate: Option<u64>,
 }
 
 impl Element {
@@ -312,6 +316,7 @@ impl Element {
             interval_end: false,
             data: None,
             timeout_ms: None,
+            rate: None,
         }
     }
 

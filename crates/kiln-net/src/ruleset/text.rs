@@ -86,6 +86,9 @@ fn elements_text(
         if let Some(timeout) = element.timeout_ms {
             write!(f, " timeout {timeout}ms")?;
         }
+        if let Some(rate) = element.rate {
+            write!(f, " limit rate over {rate} bytes/second")?;
+        }
         f.write_str(",")?;
     }
     f.write_str(" }")
@@ -116,13 +119,14 @@ impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             SetKind::AddressPortMap | SetKind::MarkMap | SetKind::VerdictMap => "map",
-            SetKind::Plain | SetKind::Interval | SetKind::Timeout => "set",
+            SetKind::Plain | SetKind::Interval | SetKind::Timeout | SetKind::Rate => "set",
         };
         write!(f, "{kind} {} {{ {}", self.name, fields(&self.key))?;
         match self.kind {
             SetKind::Plain => {}
             SetKind::Interval => f.write_str("; interval")?,
             SetKind::Timeout => f.write_str("; timeout")?,
+            SetKind::Rate => f.write_str("; limit rate over")?,
             SetKind::AddressPortMap => f.write_str(" : address . port")?,
             SetKind::MarkMap => f.write_str(" : mark")?,
             SetKind::VerdictMap => f.write_str(" : verdict")?,

@@ -8,6 +8,7 @@
 
 pub mod guest;
 pub mod probe;
+pub mod rate;
 pub mod server;
 pub mod spoof;
 

@@ -128,6 +128,7 @@ async fn join(
             owner,
             address: row.spec.network.address,
             publish: policy.publish,
+            bandwidth: policy.bandwidth,
             // The agent is told by its host link.
             hostname: None,
         })
@@ -229,7 +230,12 @@ async fn adopt_member(
     };
     let bridge = networks.named.adopt(networks, name).await?;
     let attachment = Attachment::of(&row.id, &networks.store);
+    let wanted = row.spec.network.checked_policy()?;
+    let is_applied = record.publish == wanted.publish && record.bandwidth == wanted.bandwidth;
     attachment.hold_member(bridge.rejoin(record).await?);
+    if !is_applied {
+        attachment.update(wanted).await?;
+    }
     Ok(Some(attachment))
 }
 

@@ -108,16 +108,23 @@ impl Attachment {
 
     /// Exchanges the policy of the running network, then writes down which one is in force.
     pub(crate) async fn update(&self, policy: Policy) -> Result<(), Error> {
-        let record = self
+        let changed = self
             .with(move |hold| match hold {
                 Hold::Own(network) => {
                     network.update(policy)?;
-                    Ok(network.record())
+                    Ok(Changed::Own(network.record()))
                 }
-                Hold::Member(membership) => Err(shared_policy(membership.network())),
+                Hold::Member(membership) => {
+                    membership.update(&policy)?;
+                    let network = membership.network().to_owned();
+                    Ok(Changed::Member(network, membership.record.clone()))
+                }
             })
             .await?;
-        self.keep(record).await
+        match changed {
+            Changed::Own(record) => self.keep(record).await,
+            Changed::Member(network, record) => self.keep_member(&network, record).await,
+        }
     }
 
     /// Puts back what somebody removed. One that was released meanwhile needs nothing.
@@ -215,13 +222,9 @@ pub(super) struct Facts {
     pub(super) guest: GuestFacts,
 }
 
-fn shared_policy(network: &str) -> Error {
-    Error::new(
-        ErrorCode::InvalidNetworkPolicy,
-        format!("the sandbox shares network {network}, whose policy is its own"),
-    )
-    .with_hint(format!(
-        "`kiln network update {network}` changes it; other ports are published while the sandbox is \
-         stopped"
-    ))
+/// What is to be written down after a change.
+enum Changed {
+    Own(NetworkRecord),
+    /// The network's name, and the place in it.
+    Member(String, MemberRecord),
 }

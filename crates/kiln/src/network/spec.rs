@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use kiln_net::policy::{Policy, PolicySpec};
+use kiln_net::policy::{BandwidthSpec, Policy, PolicySpec};
 use serde::{Deserialize, Serialize};
 
 use super::named::is_name;
@@ -42,7 +42,7 @@ pub struct NetworkSpec {
     /// The address to have in that network; the lowest free one when unset.
     pub address: Option<Ipv4Addr>,
     /// What may be reached, what is published, and how fast; the public internet when empty. In a
-    /// network with a name, only what is published: the rest is the network's.
+    /// network with a name, only what is published and how fast: the rest is the network's.
     pub policy: PolicySpec,
 }
 
@@ -99,11 +99,17 @@ impl NetworkSpec {
     }
 
     fn only_publishes(&self) -> bool {
-        let only = PolicySpec {
+        self.policy.bandwidth == BandwidthSpec::default() && self.is_its_own()
+    }
+
+    /// Whether the policy says only what is each sandbox's own, in whatever network.
+    fn is_its_own(&self) -> bool {
+        let own = PolicySpec {
             publish: self.policy.publish.clone(),
+            bandwidth: self.policy.bandwidth.clone(),
             ..PolicySpec::default()
         };
-        self.policy == only
+        self.policy == own
     }
 
     fn faults_of_shared(&self, name: &str) -> Vec<String> {
@@ -115,10 +121,10 @@ impl NetworkSpec {
         if !is_name(name) {
             faults.push(format!("network.name {name:?} is no name of a network"));
         }
-        if !self.only_publishes() {
+        if !self.is_its_own() {
             faults.push(format!(
                 "network.policy: what members of a network may reach is told to the network: \
-                 `kiln network update {name}`; a sandbox only publishes ports"
+                 `kiln network update {name}`; a sandbox publishes ports and has limits"
             ));
         }
         faults
@@ -185,6 +191,10 @@ mod tests {
             ""
         );
         assert_eq!(faults(r#"{"name":"lan","address":"172.30.0.9"}"#), "");
+        assert_eq!(
+            faults(r#"{"name":"lan","policy":{"bandwidth":{"upload":"1mbit"}}}"#),
+            ""
+        );
         for (text, word) in [
             (r#"{"name":"lan","mode":"none"}"#, "mode"),
             (r#"{"name":"No Name"}"#, "name"),
@@ -196,6 +206,10 @@ mod tests {
             (r#"{"name":"lan","mode":"user"}"#, "user"),
             (
                 r#"{"mode":"user","policy":{"mode":"deny-all"}}"#,
+                "enforces none",
+            ),
+            (
+                r#"{"mode":"user","policy":{"bandwidth":{"upload":"1mbit"}}}"#,
                 "enforces none",
             ),
         ] {

@@ -215,6 +215,7 @@ mod tests {
             mac: kiln_net::subnet::MacAddr([2, 0, 0, 0, 0, last]),
             address: [172, 30, 0, last].into(),
             publish: Vec::new(),
+            bandwidth: kiln_net::policy::Bandwidth::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kiln_net::policy::Policy;
 use kiln_net::verify::Verification;
 use kiln_net::wireguard::Egress;
 use kiln_net::{
@@ -144,10 +145,7 @@ impl Bridge {
     }
 
     /// Exchanges the policy, in one transaction.
-    pub(super) async fn update(
-        self: &Arc<Self>,
-        policy: kiln_net::policy::Policy,
-    ) -> Result<(), Error> {
+    pub(super) async fn update(self: &Arc<Self>, policy: Policy) -> Result<(), Error> {
         let record = self
             .with(move |network| {
                 network.update(policy)?;
@@ -269,6 +267,15 @@ pub(in crate::network) struct Membership {
 impl Membership {
     pub(in crate::network) fn network(&self) -> &str {
         self.bridge.name()
+    }
+
+    /// Exchanges what is the sandbox's own: published ports and limits. Blocks.
+    pub(in crate::network) fn update(&mut self, policy: &Policy) -> Result<(), Error> {
+        let tap = &self.record.tap;
+        self.record = self.bridge.with_now(|network| {
+            Ok(network.update_member(tap, &policy.publish, policy.bandwidth)?)
+        })?;
+        Ok(())
     }
 
     /// Leaves. Blocks.
