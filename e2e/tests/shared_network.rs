@@ -80,6 +80,19 @@ fn a1_6_a6_4_sandboxes_share_a_network_by_name_and_outlive_their_daemon_in_it() 
     assert_eq!(inspect(&stage, &two)["address"], "172.30.0.9");
     let elsewhere = text(&inspect(&stage, &alone)["address"]);
 
+    // A VMM that its guest took over finds no host: where it is, nothing has an address.
+    let all = stage.sandboxes();
+    let of_one = all.iter().find(|it| it["id"] == one.as_str()).unwrap();
+    let pid = of_one["pid"].to_string();
+    for asked in [
+        ["-4", "-o", "addr"],
+        ["-6", "-o", "addr"],
+        ["-o", "route", "show"],
+    ] {
+        let words = [&["nsenter", "-t", &pid, "-n", "ip"][..], &asked].concat();
+        assert_eq!(output(&words), "", "{asked:?}");
+    }
+
     // Members reach each other and the internet; nobody else does, and they nobody else.
     let peers = ["ping:172.30.0.9".to_owned(), format!("tcp:{ALLOWED}:80")];
     let peers = peers.each_ref().map(String::as_str);

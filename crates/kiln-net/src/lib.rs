@@ -95,7 +95,7 @@ pub use leftovers::Trace;
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceError, NetNamespace};
 pub use network::{
-    BridgeError, BridgeNetwork, BridgeRecord, BridgeSpec, CloseError, GuestFacts, MAX_SLOT,
+    BridgeError, BridgeNetwork, BridgeRecord, BridgeSpec, CloseError, GuestFacts, Joined, MAX_SLOT,
     MemberRecord, MemberSpec, Network, NetworkError, NetworkRecord, NetworkSpec,
 };
 pub use obstacles::Obstacle;

@@ -76,8 +76,8 @@ fn member(vm: &str, publish: &[&str]) -> MemberSpec {
 }
 
 fn join(lab: &Lab, lan: &mut BridgeNetwork, spec: MemberSpec) -> (Guest, MemberRecord) {
-    let (facts, record) = lab.host.run(|| lan.join(spec)).unwrap().unwrap();
-    (Guest::on(&lab.host, facts), record)
+    let joined = lab.host.run(|| lan.join(spec)).unwrap().unwrap();
+    (Guest::on(&joined.namespace, joined.facts), joined.record)
 }
 
 #[test]

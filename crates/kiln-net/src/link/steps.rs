@@ -403,15 +403,7 @@ impl Steps {
 
     /// Put a link under a bridge: nothing learned, nothing flooded to it.
     pub(crate) fn attach(&mut self, index: u32, port: Port) {
-        self.batch.message(
-            "attach a port to a bridge",
-            NEW_LINK,
-            ACK,
-            &link(index, 0, 0),
-            |a| {
-                a.u32(10, port.bridge);
-            },
-        );
+        self.put_under(index, port.bridge);
         self.batch.message(
             "set up a bridge port",
             NEW_LINK,
@@ -423,6 +415,19 @@ impl Steps {
                         settings.u8(8, 0).u8(9, 0).u8(33, port.isolated.into());
                     });
                 });
+            },
+        );
+    }
+
+    /// Put a link under a bridge, as a port of the usual kind.
+    pub(crate) fn put_under(&mut self, index: u32, bridge: u32) {
+        self.batch.message(
+            "attach a port to a bridge",
+            NEW_LINK,
+            ACK,
+            &link(index, 0, 0),
+            |a| {
+                a.u32(10, bridge);
             },
         );
     }

@@ -1,8 +1,8 @@
 //! A named network that several VMs share: one bridge, one subnet, one policy (A6, A7).
 //!
-//! Unlike a sandbox's own network it lives in the host's namespace: the VMM needs no other. The
-//! policy is enforced by the same chains, with the bridge as the interface; the bridge table pins
-//! MAC and address of every port.
+//! The bridge is in the host's namespace, each member's VMM in one of its own (`seat`). The policy is
+//! enforced by the same chains as a sandbox's own, with the bridge as the interface; the bridge table
+//! pins MAC and address of every port.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

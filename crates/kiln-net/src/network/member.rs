@@ -7,13 +7,15 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::bridge::{BridgeError, BridgeNetwork};
+use super::seat::{self, Occupant};
 use super::{GuestFacts, NetworkError};
 use crate::link::{Port, Steps};
 use crate::netlink::NetlinkError;
+use crate::netns::NetNamespace;
 use crate::policy::{Bandwidth, DomainName, Policy, PublishedPort};
 use crate::ruleset::{Change, Element, bridge};
 use crate::subnet::{InterfaceName, MacAddr};
-use crate::tap::{self, TapOwner};
+use crate::tap::TapOwner;
 
 /// One network card of one VM.
 #[derive(Debug, Clone)]
@@ -38,7 +40,7 @@ pub struct MemberSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberRecord {
-    /// Its TAP, in the host's namespace.
+    /// Its TAP, in the namespace of its VMM, and the end on the host of the wire from there.
     pub tap: InterfaceName,
     /// Its MAC.
     pub mac: MacAddr,
@@ -49,6 +51,17 @@ pub struct MemberRecord {
     /// Its limits.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+}
+
+/// A VM that has joined a network.
+#[derive(Debug)]
+pub struct Joined {
+    /// What the VM must be told.
+    pub facts: GuestFacts,
+    /// What to store.
+    pub record: MemberRecord,
+    /// The namespace that the VMM must run in; it lives as long as this value or the VMM does.
+    pub namespace: NetNamespace,
 }
 
 #[derive(Debug)]
@@ -79,11 +92,11 @@ impl Member {
 type Pin = (&'static str, Element);
 
 impl BridgeNetwork {
-    /// Let a VM join: TAP, address, pins, published ports.
+    /// Let a VM join: namespace, TAP, address, pins, published ports.
     ///
     /// # Errors
     /// [`BridgeError`]; what was done is undone.
-    pub fn join(&mut self, spec: MemberSpec) -> Result<(GuestFacts, MemberRecord), BridgeError> {
+    pub fn join(&mut self, spec: MemberSpec) -> Result<Joined, BridgeError> {
         let address = self.free_address(spec.address)?;
         self.check_doors(address, &spec.publish)?;
         let prefix = self.rules.host.identity.prefix();
@@ -96,7 +109,15 @@ impl BridgeNetwork {
             publish: spec.publish,
             bandwidth: spec.bandwidth,
         };
-        tap::create(&tap, spec.owner, None).map_err(NetworkError::Tap)?;
+        // Whoever has the name already keeps it.
+        let occupant = Occupant {
+            name: &tap,
+            mac: record.mac,
+            owner: spec.owner,
+            label: &self.label,
+            mtu: self.mtu,
+        };
+        let namespace = seat::make(&self.rules.host, &occupant)?;
         self.members.insert(tap.clone(), Member::of(&record));
         if let Err(error) = self.admit(&record) {
             for failure in self.expel(&tap) {
@@ -104,7 +125,11 @@ impl BridgeNetwork {
             }
             return Err(error.into());
         }
-        Ok((self.facts(&record, spec.hostname), record))
+        Ok(Joined {
+            facts: self.facts(&record, spec.hostname),
+            record,
+            namespace,
+        })
     }
 
     /// Let a VM leave; its address is free again. One that is not a member is none afterwards
@@ -181,7 +206,7 @@ impl BridgeNetwork {
         self.rules.exchange(policy, published)
     }
 
-    /// What the TAP sends is the guest's download, and has a queue; what comes in by it, its upload,
+    /// What its port sends is the guest's download, and has a queue; what comes in by it, its upload,
     /// has none, and is dropped when it is too much.
     fn limit(
         &self,
@@ -261,9 +286,6 @@ impl BridgeNetwork {
         let pins = ensure(Member::of(record).pins(&record.tap));
         self.rules.host.apply_bridge(pins.collect())?;
         let mut links = self.rules.host.links();
-        let mut steps = Steps::new();
-        steps.set_alias(&record.tap, &self.rules.host.identity.alias(&self.label));
-        links.run(steps)?;
         let link = links.link(record.tap.as_str())?;
         let index = link
             .ok_or_else(|| NetworkError::Gone {
@@ -272,7 +294,6 @@ impl BridgeNetwork {
             .index;
         let mut steps = Steps::new();
         steps.no_ipv6(index);
-        steps.set_mtu(index, self.mtu);
         steps.attach(
             index,
             Port {

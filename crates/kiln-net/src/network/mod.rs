@@ -11,10 +11,11 @@ mod member;
 mod reserve;
 mod rules;
 mod sandbox;
+mod seat;
 
 pub use bridge::{BridgeError, BridgeNetwork, BridgeRecord, BridgeSpec};
 pub use guest::GuestFacts;
-pub use member::{MemberRecord, MemberSpec};
+pub use member::{Joined, MemberRecord, MemberSpec};
 pub use sandbox::{CloseError, Network, NetworkError, NetworkRecord, NetworkSpec};
 
 /// The highest slot: one address each in the largest pool, and its first base-36 digit is a number.

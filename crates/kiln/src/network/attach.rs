@@ -134,13 +134,13 @@ async fn join(
         })
         .await?;
     let (facts, record) = (membership.facts.clone(), membership.record.clone());
+    let namespace = membership.namespace();
     attachment.hold_member(membership);
     attachment.keep_member(name, record).await?;
     Ok(Attached {
         nics: vec![nic(&facts)?],
         user: None,
-        // The TAP is where the bridge is.
-        namespace: None,
+        namespace,
         empty: None,
         kernel_args: vec![kernel_argument(&facts)],
         warning: None,

@@ -1,13 +1,14 @@
 //! A network with a name that is up, and a sandbox's place in it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_net::policy::Policy;
 use kiln_net::verify::Verification;
 use kiln_net::wireguard::Egress;
 use kiln_net::{
-    BridgeNetwork, BridgeRecord, BridgeSpec, GuestFacts, HostNetwork, Label, MemberRecord,
-    MemberSpec,
+    BridgeNetwork, BridgeRecord, BridgeSpec, GuestFacts, HostNetwork, Joined, Label, MemberRecord,
+    MemberSpec, NetNamespace,
 };
 
 use super::new::NamedSpec;
@@ -202,11 +203,16 @@ impl Bridge {
     ) -> Result<Membership, Error> {
         let bridge = Arc::clone(self);
         self.with(move |network| {
-            let (facts, record) = network.join(spec)?;
+            let Joined {
+                facts,
+                record,
+                namespace,
+            } = network.join(spec)?;
             Ok(Membership {
                 bridge,
                 record,
                 facts,
+                namespace: Some(namespace),
             })
         })
         .await
@@ -224,6 +230,7 @@ impl Bridge {
                 bridge,
                 record,
                 facts,
+                namespace: None,
             })
         })
         .await
@@ -262,11 +269,18 @@ pub(in crate::network) struct Membership {
     bridge: Arc<Bridge>,
     pub(in crate::network) record: MemberRecord,
     pub(in crate::network) facts: GuestFacts,
+    /// Where its VMM must run, if that does not run yet.
+    namespace: Option<NetNamespace>,
 }
 
 impl Membership {
     pub(in crate::network) fn network(&self) -> &str {
         self.bridge.name()
+    }
+
+    /// Where its VMM must run; good while this lives.
+    pub(in crate::network) fn namespace(&self) -> Option<PathBuf> {
+        self.namespace.as_ref().map(NetNamespace::path)
     }
 
     /// Exchanges what is the sandbox's own: published ports and limits. Blocks.
