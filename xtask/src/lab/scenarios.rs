@@ -96,6 +96,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         says: "all held\n",
     },
     Scenario {
+        name: "guests in Firecracker share a network, each VMM in a namespace of its own",
+        command: &["sh", "-ec", NEIGHBOURS],
+        needs: &[Need::Firecracker, Need::KilnData],
+        exit_code: 0,
+        says: "all held\n",
+    },
+    Scenario {
         name: "networks leave by WireGuard to a real peer, or not at all",
         command: &["sh", "-c", WIREGUARD],
         needs: &[Need::NetTests("wireguard")],
@@ -187,6 +194,31 @@ kiln snapshot rm golden second > /dev/null
 for dir in /run/kiln/vm /var/lib/kiln/sandboxes /var/lib/kiln/snapshots /var/lib/kiln/jails/firecracker; do
     test -z "$(ls -A $dir 2>/dev/null)"
 done
+echo all held
+"#;
+
+/// Two members of one network on the real engine, whose jailer puts each where its TAP is.
+const NEIGHBOURS: &str = r#"
+kiln network create lan --members-talk > /dev/null
+kiln run --detach --name one -m 128 --engine firecracker --network lan -- sleep 1000 > /dev/null
+kiln run --detach --name two -m 128 --engine firecracker --network lan --bandwidth 8mbit/4mbit \
+    -- sleep 1000 > /dev/null
+kiln exec one -- ping -c 1 -w 5 172.30.0.3 > /dev/null
+kiln exec two -- ping -c 1 -w 5 172.30.0.2 > /dev/null
+nft list ruleset | grep -q 'limit rate over 500'
+own=$(readlink /proc/self/ns/net)
+for vmm in $(kiln ps --json | sed 's/,/\n/g' | sed -n 's/.*"pid":\([0-9]*\).*/\1/p'); do
+    test "$(readlink /proc/$vmm/ns/net)" != "$own"
+    test "$(wc -l < /proc/$vmm/net/route)" = 1
+    seen=x$seen
+done
+test "$seen" = xx
+kill -9 $(kiln info --json | sed 's/.*"daemon_pid":\([0-9]*\).*/\1/')
+kiln network update two --bandwidth 2mbit > /dev/null
+nft list ruleset | grep -q 'limit rate over 250'
+kiln rm -f one two > /dev/null
+kiln network rm lan
+test -z "$(ip -o link | grep klnt)"
 echo all held
 "#;
 
