@@ -209,7 +209,7 @@ nft list ruleset | grep -q 'limit rate over 500'
 own=$(readlink /proc/self/ns/net)
 for vmm in $(kiln ps --json | sed 's/,/\n/g' | sed -n 's/.*"pid":\([0-9]*\).*/\1/p'); do
     test "$(readlink /proc/$vmm/ns/net)" != "$own"
-    test "$(wc -l < /proc/$vmm/net/route)" = 1
+    test -z "$(grep -v Iface /proc/$vmm/net/route)"
     seen=x$seen
 done
 test "$seen" = xx
