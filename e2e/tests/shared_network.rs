@@ -406,7 +406,7 @@ fn b4_4_b4_5_a_members_ports_and_limits_change_while_it_runs() {
     let lan = stage.kiln(&["--json", "network", "update", "lan", "--bandwidth=1mbit"]);
     let error = lan.expect_code(125).error();
     assert!(
-        text(&error["message"]).contains("no limits of its own"),
+        text(&error["message"]).contains("for each sandbox"),
         "{error}"
     );
     update(&["--publish=5301:5353/udp", "--bandwidth=2mbit"]).expect_code(0);

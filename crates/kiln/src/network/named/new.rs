@@ -100,7 +100,7 @@ pub(super) fn check_policy(
         faults.push((code, fault.to_owned()));
     }
     if spec.bandwidth != kiln_net::policy::BandwidthSpec::default() {
-        let fault = "policy.bandwidth: a network that sandboxes share has no limits of its own";
+        let fault = "policy.bandwidth: limits are set for each sandbox, not for the network";
         faults.push((code, fault.to_owned()));
     }
     match spec.check() {
