@@ -239,3 +239,37 @@ impl Subscriber {
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grants(count: u32, timeout_ms: u64) -> Vec<Grant> {
+        let grant = |number| Grant {
+            clause: 1,
+            address: Ipv4Addr::from_bits(number),
+            timeout_ms,
+        };
+        (0..count).map(grant).collect()
+    }
+
+    #[test]
+    fn only_so_many_addresses_are_open_at_a_time() {
+        let interface = InterfaceName::new("kln0001-abc").unwrap();
+        let mut subscription = Subscription::new(Arc::new(Policy::allow_all()), interface);
+        let most = u32::try_from(MAX_OPEN).unwrap();
+        subscription.add_open(&grants(most, 60_000));
+        assert!(subscription.has_room_for(0) && !subscription.has_room_for(1));
+        // Those whose time is over make room.
+        subscription.set_open(&grants(most, 0));
+        assert!(subscription.has_room_for(MAX_OPEN));
+        assert_eq!(subscription.open(), []);
+        subscription.inherit(&[(2, Ipv4Addr::LOCALHOST)]);
+        assert!(!subscription.has_room_for(MAX_OPEN));
+        assert_eq!(subscription.close(), [(2, Ipv4Addr::LOCALHOST)]);
+        assert!(
+            !subscription.has_room_for(0),
+            "nothing is opened for one that is gone"
+        );
+    }
+}
