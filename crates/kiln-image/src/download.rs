@@ -272,7 +272,7 @@ pub(crate) async fn first_redirect(url: &str, stall: Duration) -> Result<String,
         ..Download::unpinned(url)
     };
     let asked = parse(url)?;
-    let response = ask(&http::client(stall), &download, &asked).await?;
+    let response = ask(&http::client_without_reuse(stall), &download, &asked).await?;
     let status = response.status();
     if !status.is_redirection() {
         return Err(DownloadError::Status {
@@ -290,7 +290,7 @@ async fn follow(
     download: &Download<'_>,
     mut url: Uri,
 ) -> Result<Response<Incoming>, DownloadError> {
-    let client = http::client(download.stall);
+    let client = http::client_without_reuse(download.stall);
     for _ in 0..=MAX_REDIRECTS {
         let response = ask(&client, download, &url).await?;
         let status = response.status();

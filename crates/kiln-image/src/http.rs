@@ -21,8 +21,20 @@ pub(crate) const AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"));
 pub(crate) type HttpClient = Client<HttpsConnector<Router>, Full<Bytes>>;
 
 /// A client that gives up connecting after `connect`. It belongs to the runtime that it is first
-/// used in.
+/// used in. It keeps connections that servers leave open, and a server may close one at the very
+/// moment when the next request is sent: whoever uses it tries again.
 pub(crate) fn client(connect: Duration) -> HttpClient {
+    Client::builder(TokioExecutor::new()).build(connector(connect))
+}
+
+/// Like [`client`], with a new connection for each request: for those who ask once.
+pub(crate) fn client_without_reuse(connect: Duration) -> HttpClient {
+    Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(connector(connect))
+}
+
+fn connector(connect: Duration) -> HttpsConnector<Router> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -34,11 +46,10 @@ pub(crate) fn client(connect: Duration) -> HttpClient {
         Err(_) => HttpsConnectorBuilder::new().with_webpki_roots(),
     };
     let router = Router::from_environment(http);
-    let connector = builder
+    builder
         .https_or_http()
         .enable_http1()
-        .wrap_connector(router);
-    Client::builder(TokioExecutor::new()).build(connector)
+        .wrap_connector(router)
 }
 
 /// Reads an absolute HTTP or HTTPS URL, or says what is wrong with it.
