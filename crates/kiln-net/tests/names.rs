@@ -42,6 +42,7 @@ fn zone() -> Zone {
         ("allowed.example.", vec![a(OTHER)]),
         ("www.good.example.", vec![a(THIRD)]),
         ("good.example.", vec![a(SERVER)]),
+        ("late.good.example.", vec![a(SERVER)]),
         ("evil.example.", vec![a(SERVER)]),
         ("xallowed.example.", vec![a(SERVER)]),
         ("shop.good.example.", vec![alias("edge.cdn.test.")]),
@@ -59,6 +60,8 @@ fn zone() -> Zone {
 struct Upstream {
     asked: Arc<AtomicUsize>,
     log: Arc<Mutex<Vec<String>>>,
+    /// Whoever holds it holds back answers about names that are `late`.
+    late: Arc<Mutex<()>>,
 }
 
 fn answer(request: &[u8], udp: bool, log: &Mutex<Vec<String>>) -> Option<Vec<u8>> {
@@ -105,12 +108,17 @@ impl Upstream {
             .internet
             .run(|| TcpListener::bind(UPSTREAM).unwrap())
             .unwrap();
-        let (count, seen) = (Arc::clone(&asked), Arc::clone(&log));
+        let late = Arc::new(Mutex::new(()));
+        let (count, seen, gate) = (Arc::clone(&asked), Arc::clone(&log), Arc::clone(&late));
         thread::spawn(move || {
             let mut buffer = [0; 2048];
             while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
+                let reply = answer(&buffer[..length], true, &seen);
                 count.fetch_add(1, Ordering::SeqCst);
-                if let Some(bytes) = answer(&buffer[..length], true, &seen) {
+                if buffer[..length].windows(4).any(|part| part == b"late") {
+                    drop(gate.lock());
+                }
+                if let Some(bytes) = reply {
                     let _ = udp.send_to(&bytes, peer);
                 }
             }
@@ -123,7 +131,7 @@ impl Upstream {
                 }
             }
         });
-        Self { asked, log }
+        Self { asked, log, late }
     }
 
     fn count(&self) -> usize {
@@ -494,6 +502,35 @@ fn what_a_name_opens_it_opens_for_one_sandbox_even_where_rules_are_shared() {
     assert!(reaches(&second, THIRD));
     other.close().unwrap();
     assert_eq!(in_table(&lab), (0, 0));
+}
+
+#[test]
+fn an_answer_that_comes_after_its_sandbox_is_gone_opens_nothing() {
+    if !privileged("late_answers") {
+        return;
+    }
+    let (lab, upstream, _serving) = lab(Duration::from_secs(30));
+    // Under the same rules: the sets stay when the first one goes.
+    let (one, other) = (lab.network(1, DOMAINS), lab.network(2, DOMAINS));
+    let (first, second) = (lab.guest(&one), lab.guest(&other));
+    let held = upstream.late.lock().unwrap();
+    first.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let question = request("late.good.example.", RecordType::A, true);
+        let gateway = Ipv4Addr::new(198, 19, 255, 1);
+        socket.send_to(&question, at(gateway, 53)).unwrap();
+    });
+    let asked = Instant::now();
+    while upstream.count() == 0 {
+        assert!(asked.elapsed() < Duration::from_secs(10), "no question");
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(first);
+    one.close().unwrap();
+    drop(held);
+    // Answers are dealt with in the order in which they come.
+    assert_eq!(second.run(|| ask("allowed.example.")), Ok(vec![OTHER]));
+    assert_eq!(in_table(&lab), (1, 1), "the other one's only");
 }
 
 #[test]

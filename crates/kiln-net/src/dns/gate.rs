@@ -156,6 +156,9 @@ impl Gate {
         answer: &Message,
     ) -> Result<Filtered, ResponseCode> {
         let mut subscription = subscriber.lock();
+        if subscription.is_closed() {
+            return Err(ResponseCode::Refused);
+        }
         // The policy may have changed while the question was under way.
         let NameVerdict::Resolve { clauses } = subscription.policy.judge_name(name) else {
             return Err(ResponseCode::NXDomain);
