@@ -70,10 +70,18 @@ fn digest(content: &[u8]) -> String {
 
 /// Fetches into a fresh directory; on failure nothing may be left in it.
 fn fetch(server: &Server, sha256: &str, size: Option<u64>) -> Result<Vec<u8>, DownloadError> {
+    fetch_within(Duration::from_secs(20), server, sha256, size)
+}
+
+fn fetch_within(
+    stall: Duration,
+    server: &Server,
+    sha256: &str,
+    size: Option<u64>,
+) -> Result<Vec<u8>, DownloadError> {
     let directory = tempfile::tempdir().unwrap();
     let target: PathBuf = directory.path().join("file");
     let url = format!("{}/file", server.url);
-    let stall = Duration::from_millis(500);
     let download = Download {
         size,
         stall,
@@ -172,7 +180,8 @@ fn a_transfer_that_stops_is_given_up() {
             // Holds the connection until the client gives up.
             let _ = stream.read(&mut [0]);
         });
-        let error = fetch(&server, &digest(CONTENT), Some(10)).unwrap_err();
+        let stall = Duration::from_millis(500);
+        let error = fetch_within(stall, &server, &digest(CONTENT), Some(10)).unwrap_err();
         assert!(matches!(error, DownloadError::Stalled { .. }), "{error}");
     }
 }
