@@ -186,7 +186,7 @@ impl Bench {
         let mut engines = Engines::new(&config, &Directories::new(&config));
         // Guests are not run here.
         engines.options.allow_unusable_kvm = true;
-        engines.releases = engines.releases.impatient(Duration::from_millis(300));
+        engines.releases = engines.releases.impatient(Duration::from_secs(2));
         engines
     }
 
