@@ -148,6 +148,8 @@ fn run_in_test() -> i32 {
             return 2;
         }
     };
+    // As process 1 would begin.
+    sys::signal::ignore_none();
     // Orphans come to us, as they come to process 1.
     let own = Some(rustix::process::getpid());
     let adopted = rustix::process::set_child_subreaper(own).map_err(io::Error::from);
