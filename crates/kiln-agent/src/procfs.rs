@@ -29,12 +29,17 @@ fn processes() -> impl Iterator<Item = Pid> {
     entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
 }
 
-/// Field 6 of `/proc/<pid>/stat`. The name in field 2 may contain anything, also brackets.
 fn session_of(pid: Pid) -> Option<Pid> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    session_in(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Field 6 of `/proc/<pid>/stat`. The name in field 2 may contain anything, also brackets. A
+/// process that is just going has the session -1.
+fn session_in(stat: &[u8]) -> Option<Pid> {
     let after_name = stat.iter().rposition(|&b| b == b')')? + 1;
     let rest = String::from_utf8_lossy(&stat[after_name..]).into_owned();
-    Pid::from_raw(rest.split_whitespace().nth(3)?.parse().ok()?)
+    let session: i32 = rest.split_whitespace().nth(3)?.parse().ok()?;
+    Pid::from_raw(session.max(0))
 }
 
 fn is_kernel_thread(pid: Pid) -> bool {
@@ -135,6 +140,23 @@ mod tests {
         assert!(count() > 1);
         assert!(own_rss_kib() > 100);
         assert!(memory_kib("MemTotal:") > 1000);
+    }
+
+    #[test]
+    fn sessions_are_read_whatever_the_name_and_of_the_living_only() {
+        assert_eq!(
+            session_in(b"7 (a) b (c) S 1 7 42 0 -1"),
+            Pid::from_raw(42),
+            "after the last bracket"
+        );
+        for none in [
+            &b"7 (sh) X 0 -1 -1 0 -1"[..],
+            b"7 (sh) S 0 0 0 0",
+            b"7 (",
+            b"",
+        ] {
+            assert_eq!(session_in(none), None);
+        }
     }
 
     /// A leader of our own: the one of this process may be outside of the PID namespace.
