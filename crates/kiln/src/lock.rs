@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorCode};
 
 /// The lock, held as long as this lives.
 #[derive(Debug)]
-pub(crate) struct DataLock(#[expect(dead_code, reason = "held, not read")] File);
+pub(crate) struct DataLock(File);
 
 impl DataLock {
     /// Takes the lock or says who has it.
@@ -35,6 +35,14 @@ impl DataLock {
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self(file))
+    }
+}
+
+impl Drop for DataLock {
+    /// Closing the file would not do: a program that is just being started has a copy of it until
+    /// it is executed.
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
@@ -63,7 +71,9 @@ mod tests {
         let error = DataLock::take(&path).expect_err("taken");
         assert_eq!(error.code(), ErrorCode::DataDirInUse);
         assert!(error.message().contains(&std::process::id().to_string()));
+        let inherited = first.0.try_clone().expect("as a child has it");
         drop(first);
         DataLock::take(&path).expect("free again");
+        drop(inherited);
     }
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::engines::Engines;
 use crate::guest::tests::support::agent_program;
 use crate::network::{NetworkMode, NetworkSpec};
-use crate::{Error, ErrorCode, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState, scripted};
+use crate::{Error, Host, HostConfig, SandboxInfo, SandboxSpec, SandboxState, scripted};
 
 /// No test waits longer than this for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -198,23 +198,10 @@ async fn open(dir: &Path, engine: &FakeEngine) -> Host {
 }
 
 async fn open_as(config: HostConfig, engine: &FakeEngine) -> Host {
-    let open = async || {
-        let engines = Engines::only(Arc::new(engine.clone()), &config);
-        Box::pin(Host::open_with(config.clone(), engines, Vec::new())).await
-    };
-    within(async {
-        loop {
-            match open().await {
-                // A program that another test is just starting has the last owner's lock until it
-                // is executed.
-                Err(error) if error.code() == ErrorCode::DataDirInUse => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                opened => return opened.unwrap(),
-            }
-        }
-    })
-    .await
+    let engines = Engines::only(Arc::new(engine.clone()), &config);
+    within(Box::pin(Host::open_with(config, engines, Vec::new())))
+        .await
+        .unwrap()
 }
 
 pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
