@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use kiln_agent_proto::message::{
     Event, PowerMode, PowerSource, Request, Subscribe, event, reply, request,
 };
@@ -84,11 +85,20 @@ impl Keeper {
             Ok(stream) => stream,
             Err(error) => return error,
         };
-        let (streams, driver) = start(stream);
-        tokio::select! {
-            end = driver => end.unwrap_or(ConnectionError::Multiplexer),
-            () = meeting.superseded() => ConnectionError::Superseded,
+        let (streams, mut driver) = start(stream);
+        let end = tokio::select! {
+            // What the guest says last may come together with its end, and is heard first.
+            biased;
             end = self.attend(streams, epoch) => end,
+            () = meeting.superseded() => return ConnectionError::Superseded,
+            end = &mut driver => return end.unwrap_or(ConnectionError::Multiplexer),
+        };
+        match (end, driver.now_or_never()) {
+            // The end of a stream says less than that of the connection.
+            (ConnectionError::Ended | ConnectionError::Hello(GuestError::Lost), Some(end)) => {
+                end.unwrap_or(ConnectionError::Multiplexer)
+            }
+            (end, _) => end,
         }
     }
 

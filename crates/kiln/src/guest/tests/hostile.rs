@@ -1,14 +1,17 @@
 //! Guests that lie. Whatever they send, the link ends with an error and goes on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use kiln_agent_proto::frame::{FrameReader, FrameWriter};
+use kiln_agent_proto::frame::{FrameReader, FrameWriter, encode};
 use kiln_agent_proto::handshake::{HelloScanner, Step, ack};
 use kiln_agent_proto::limits::CHUNK;
 use kiln_agent_proto::message::{
-    Attached, Done, Exited, HelloReply, InputAck, Reply, Request, SessionEntry, SessionList,
-    SessionOutput, Started, reply, request, session_output,
+    Attached, Done, Event, Exited, HelloReply, InputAck, PowerIntent, PowerMode, PowerSource,
+    Reply, Request, SessionEntry, SessionList, SessionOutput, Started, event, reply, request,
+    session_output,
 };
 use kiln_agent_proto::prefixed::Prefixed;
 use kiln_vmm::AgentEndpoint;
@@ -39,6 +42,8 @@ enum Lie {
     FalseInputAck,
     EndlessList,
     ListOfNothing,
+    /// None: it says what it wants and is gone.
+    LastWords,
 }
 
 struct Liar {
@@ -55,6 +60,9 @@ fn lied_to(lie: Lie) -> Liar {
     let guest = tokio::spawn(async move {
         loop {
             guest(&socket, lie).await;
+            if lie == Lie::LastWords {
+                return;
+            }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     });
@@ -89,11 +97,16 @@ async fn guest(socket: &PathBuf, lie: Lie) {
     let mut mux = yamux::Connection::new(stream, yamux::Config::default(), yamux::Mode::Server);
     let mut opened = Vec::new();
     let mut wanted = if lie == Lie::StreamFlood { 100 } else { 0 };
+    let ends = Arc::new(AtomicBool::new(false));
     std::future::poll_fn(|cx| {
         loop {
+            if ends.load(Ordering::Relaxed) {
+                // With all that is not sent yet.
+                return mux.poll_close(cx).map(drop);
+            }
             match mux.poll_next_inbound(cx) {
                 std::task::Poll::Ready(Some(Ok(stream))) => {
-                    tokio::spawn(operation(stream, lie));
+                    tokio::spawn(operation(stream, lie, Arc::clone(&ends)));
                     continue;
                 }
                 std::task::Poll::Ready(_) => return std::task::Poll::Ready(()),
@@ -117,13 +130,18 @@ async fn guest(socket: &PathBuf, lie: Lie) {
     .await;
 }
 
-async fn operation(stream: yamux::Stream, lie: Lie) {
+async fn operation(stream: yamux::Stream, lie: Lie, ends: Arc<AtomicBool>) {
     let (read, mut write) = stream.split();
     let mut reader = FrameReader::new(read);
     let Ok(Some(request)) = reader.next::<Request>().await else {
         return;
     };
-    let reply = match request.kind.unwrap() {
+    let kind = request.kind.unwrap();
+    if lie == Lie::LastWords && matches!(kind, request::Kind::Events(_)) {
+        ends.store(true, Ordering::Relaxed);
+        return write.write_all(&last_words()).await.unwrap_or_default();
+    }
+    let reply = match kind {
         request::Kind::Hello(_) => reply::Kind::Hello(HelloReply {
             version: if lie == Lie::Version { 77 } else { 1 },
             agent: "x".repeat(1000),
@@ -139,7 +157,7 @@ async fn operation(stream: yamux::Stream, lie: Lie) {
     };
     let started = matches!(reply, reply::Kind::Started(_));
     let mut raw = Vec::new();
-    kiln_agent_proto::frame::encode(&Reply::of(reply), &mut raw).unwrap();
+    encode(&Reply::of(reply), &mut raw).unwrap();
     if started {
         raw.extend_from_slice(match lie {
             Lie::LongFrame => &[0xff; 4],
@@ -153,6 +171,19 @@ async fn operation(stream: yamux::Stream, lie: Lie) {
         lie_about_output(&mut writer, lie).await;
     }
     while let Ok(Some(_)) = reader.next::<Request>().await {}
+}
+
+/// The answer to a subscription, and the only event.
+fn last_words() -> Vec<u8> {
+    let mut raw = Vec::new();
+    let intent = PowerIntent {
+        mode: PowerMode::PowerOff as i32,
+        source: PowerSource::Guest as i32,
+    };
+    let kind = Some(event::Kind::PowerIntent(intent));
+    encode(&Reply::of(reply::Kind::Done(Done {})), &mut raw).unwrap();
+    encode(&Event { kind }, &mut raw).unwrap();
+    raw
 }
 
 async fn lie_about_output(writer: &mut Writer, lie: Lie) {
@@ -268,6 +299,16 @@ async fn a_guest_without_session_never_becomes_ready() {
         let liar = lied_to(lie);
         let ready = tokio::time::timeout(std::time::Duration::from_millis(300), liar.link.ready());
         assert!(ready.await.is_err(), "{lie:?}");
+    }
+}
+
+/// As when the host was too busy to listen until the guest was gone.
+#[tokio::test]
+async fn what_a_guest_says_last_is_heard() {
+    for _ in 0..30 {
+        let liar = lied_to(Lie::LastWords);
+        let mut intent = liar.link.shared.intent.subscribe();
+        within(intent.wait_for(Option::is_some)).await.unwrap();
     }
 }
 
