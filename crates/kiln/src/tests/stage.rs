@@ -94,9 +94,15 @@ impl Stage {
         Self::kill(self.pid(key));
     }
 
+    /// Waits until it is dead: before that, the next owner of the directory could adopt it.
     pub(super) fn kill(pid: u32) {
+        use rustix::event::{PollFd, PollFlags, poll};
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let process =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let mut dead = [PollFd::new(&process, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut dead, None)).unwrap();
     }
 
     /// A small sandbox; what a test does not name is as usual.
