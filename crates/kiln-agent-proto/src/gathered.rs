@@ -3,6 +3,9 @@
 //!
 //! The multiplexer writes and reads a frame's header and body one after the other. On a virtio port
 //! each write is a buffer, a notification of the host, and a wake-up at the other end.
+//!
+//! It writes before it reads, too, and would never hear the last words of one that is gone. So a
+//! write that fails is told to the reader, when there is nothing more to read.
 
 use std::io;
 use std::pin::Pin;
@@ -27,6 +30,8 @@ pub struct Gathered<S> {
     ahead: Box<[u8; AHEAD]>,
     ahead_from: usize,
     ahead_to: usize,
+    /// Why nothing can be written any more.
+    failed: Option<io::ErrorKind>,
 }
 
 impl<S> Gathered<S> {
@@ -39,6 +44,15 @@ impl<S> Gathered<S> {
             ahead: Box::new([0; AHEAD]),
             ahead_from: 0,
             ahead_to: 0,
+            failed: None,
+        }
+    }
+
+    /// What was read, or why nothing more can be expected.
+    fn or_failure(&self, read: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match (read, self.failed) {
+            (Poll::Pending, Some(failed)) => Poll::Ready(Err(failed.into())),
+            (read, _) => read,
         }
     }
 
@@ -52,17 +66,19 @@ impl<S> Gathered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Gathered<S> {
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.pending.len() {
+    /// Writes what is pending; what cannot be written any more is forgotten.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.failed.is_none() && self.written < self.pending.len() {
             let rest = &self.pending[self.written..];
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.written += n,
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
+                Ok(0) => self.failed = Some(io::ErrorKind::WriteZero),
+                Ok(n) => self.written += n,
+                Err(error) => self.failed = Some(error.kind()),
             }
         }
         self.pending.clear();
         self.written = 0;
-        Poll::Ready(Ok(()))
+        Poll::Ready(())
     }
 }
 
@@ -74,10 +90,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     ) -> Poll<io::Result<usize>> {
         if self.ahead_from == self.ahead_to {
             if buffer.len() >= AHEAD {
-                return Pin::new(&mut self.stream).poll_read(cx, buffer);
+                let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+                return self.or_failure(read);
             }
             let Self { stream, ahead, .. } = &mut *self;
-            let n = ready!(Pin::new(stream).poll_read(cx, &mut ahead[..]))?;
+            let read = Pin::new(stream).poll_read(cx, &mut ahead[..]);
+            let n = ready!(self.or_failure(read))?;
             (self.ahead_from, self.ahead_to) = (0, n);
         }
         Poll::Ready(Ok(self.take_ahead(buffer)))
@@ -91,7 +109,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if self.pending.len() == LIMIT {
-            ready!(self.poll_drain(cx))?;
+            ready!(self.poll_drain(cx));
+        }
+        if self.failed.is_some() {
+            return Poll::Ready(Ok(bytes.len()));
         }
         let n = bytes.len().min(LIMIT - self.pending.len());
         self.pending.extend_from_slice(&bytes[..n]);
@@ -99,13 +120,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(self.poll_drain(cx));
+        if self.failed.is_none()
+            && let Err(error) = ready!(Pin::new(&mut self.stream).poll_flush(cx))
+        {
+            self.failed = Some(error.kind());
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.stream).poll_close(cx)
+        ready!(self.poll_drain(cx));
+        match self.failed {
+            Some(failed) => Poll::Ready(Err(failed.into())),
+            None => Pin::new(&mut self.stream).poll_close(cx),
+        }
     }
 }
 
@@ -205,6 +234,65 @@ mod tests {
         frame.now_or_never().unwrap();
         assert_eq!((&header, &body), (b"header", b"body"));
         assert_eq!(stream.stream.reads, 1);
+    }
+
+    /// Has said something, and is gone.
+    struct Gone(Vec<u8>);
+
+    impl AsyncRead for Gone {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            if self.0.is_empty() {
+                return Poll::Pending;
+            }
+            buffer[0] = self.0.remove(0);
+            Poll::Ready(Ok(1))
+        }
+    }
+
+    impl AsyncWrite for Gone {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_one_that_is_gone_has_said_is_read_before_writing_fails() {
+        for size in [1, AHEAD] {
+            let mut stream = Gathered::new(Gone(b"bye".to_vec()));
+            let talk = async {
+                for _ in 0..3 {
+                    stream.write_all(&[0; 2 * LIMIT]).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+                let (mut said, mut buffer) = (Vec::new(), vec![0; size]);
+                let end = loop {
+                    match stream.read(&mut buffer).await {
+                        Ok(n) => said.extend_from_slice(&buffer[..n]),
+                        Err(error) => break error.kind(),
+                    }
+                };
+                assert_eq!((&said[..], end), (&b"bye"[..], io::ErrorKind::BrokenPipe));
+                assert!(stream.close().await.is_err());
+                assert!(stream.pending.is_empty());
+            };
+            talk.now_or_never().unwrap();
+        }
     }
 
     proptest! {
