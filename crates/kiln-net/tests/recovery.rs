@@ -326,7 +326,7 @@ fn foreign_links_tables_routes_and_rules_are_not_touched() {
          nft add table inet kilnx";
     lab.host_sh(foreign);
     let picture = || {
-        lab.host_sh("{ ip -o link show kln0042-zzz; ip -o link show docker0; ip address show docker0; } | sed 's/<[^>]*>//; s/state [A-Z]*//'; ip route show 10.50.0.0/16; ip rule; nft -s list table ip filter; nft list table inet kilnx")
+        lab.host_sh("{ ip -o link show kln0042-zzz; ip -o link show docker0; ip address show docker0; } | sed 's/<[^>]*>//; s/state [A-Z]*//; s/ tentative//'; ip route show 10.50.0.0/16; ip rule; nft -s list table ip filter; nft list table inet kilnx")
     };
     let before = picture();
     let network = lab.network(1, CUSTOM);
