@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
+use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -48,21 +49,38 @@ pub(crate) fn make_read_only(file: &File) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o444))
 }
 
+/// A file for locking, which is let go of when this is dropped. To close it would not do: a program
+/// that is just being started has a copy of it until it is executed.
+#[derive(Debug)]
+pub(crate) struct LockFile(File);
+
+impl Deref for LockFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Takes the lock at `path`, waiting for it. Threads of one process exclude each other too. The
 /// file stays behind; it is the name that everybody meets at.
-pub(crate) fn lock_file(path: &Path) -> io::Result<File> {
+pub(crate) fn lock_file(path: &Path) -> io::Result<LockFile> {
     let file = open_lock(path)?;
     flock_waiting(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }
 
 /// Opens a lock file without locking it.
-pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
+pub(crate) fn open_lock(path: &Path) -> io::Result<LockFile> {
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(false);
+    options.open(path).map(LockFile)
 }
 
 /// Locks an open file, signals or not.
@@ -145,5 +163,25 @@ impl FileStamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_let_go_of_whoever_has_a_copy_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let is_free = || {
+            let file = open_lock(&path).unwrap();
+            flock_at_once(&file, FlockOperation::NonBlockingLockExclusive).unwrap()
+        };
+        let lock = lock_file(&path).unwrap();
+        assert!(!is_free());
+        let _as_a_child_has_it = lock.try_clone().unwrap();
+        drop(lock);
+        assert!(is_free());
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::LibraryError;
 use crate::oci::{Descriptor, Digest, ImageConfig, Platform, Reference};
-use crate::publish::{lock_file, sync_directory, write_atomically_via};
+use crate::publish::{LockFile, lock_file, sync_directory, write_atomically_via};
 use crate::rootfs::{Action, ImageError};
 use crate::store::{ImageId, Workspace};
 
@@ -121,7 +121,7 @@ impl Catalog {
     }
 
     /// Excludes other writers of the catalog. Held for moments, never while content is moved.
-    pub(super) fn lock(&self) -> Result<File, ImageError> {
+    pub(super) fn lock(&self) -> Result<LockFile, ImageError> {
         let path = self.root.join("locks/catalog");
         lock_file(&path).during("lock", &path)
     }

@@ -34,7 +34,7 @@ use crate::credentials::Keyring;
 use crate::limits::Limits;
 use crate::oci::{Digest, Platform, Reference};
 use crate::progress::{Progress, ProgressEvent};
-use crate::publish::{flock_at_once, flock_waiting, open_lock};
+use crate::publish::{LockFile, flock_at_once, flock_waiting, open_lock};
 use crate::registry::RegistrySettings;
 use crate::rootfs::{Action, ImageError};
 use crate::store::{ImageId, ImageStore};
@@ -133,7 +133,7 @@ impl ImageLibrary {
     }
 
     /// Blobs without a record stay until this is dropped: they are on their way to one.
-    fn keep_blobs(&self) -> Result<File, ImageError> {
+    fn keep_blobs(&self) -> Result<LockFile, ImageError> {
         self.lock_path("blobs", |file, path| {
             flock_waiting(file, FlockOperation::LockShared).during("lock", path)
         })
@@ -141,7 +141,7 @@ impl ImageLibrary {
 
     /// One process makes an image, the others wait for it. Told apart by the last two digits: the
     /// store's own locks go by the first.
-    fn flight(&self, id: &ImageId, progress: &dyn Progress) -> Result<File, ImageError> {
+    fn flight(&self, id: &ImageId, progress: &dyn Progress) -> Result<LockFile, ImageError> {
         let id = id.to_string();
         self.lock_path(&format!("make-{}", &id[id.len() - 2..]), |file, path| {
             let at_once = flock_at_once(file, FlockOperation::NonBlockingLockExclusive);
@@ -158,7 +158,7 @@ impl ImageLibrary {
         &self,
         name: &str,
         lock: impl FnOnce(&File, &Path) -> Result<(), ImageError>,
-    ) -> Result<File, ImageError> {
+    ) -> Result<LockFile, ImageError> {
         let path = self.store.root().join("locks").join(name);
         let file = open_lock(&path).during("open", &path)?;
         lock(&file, &path)?;

@@ -14,7 +14,6 @@
 mod image;
 mod workspace;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use image::{Image, ImageId};
@@ -22,7 +21,7 @@ pub use image::{Image, ImageId};
 use crate::failpoint;
 use crate::limits::{Budget, Limits};
 use crate::progress::{Progress, ProgressEvent};
-use crate::publish::{lock_file, make_read_only, sync_directory, write_atomically_via};
+use crate::publish::{LockFile, lock_file, make_read_only, sync_directory, write_atomically_via};
 use crate::rootfs::{self, Action, Built, ImageError, ImageSource};
 pub(crate) use workspace::Workspace;
 
@@ -165,14 +164,14 @@ impl ImageStore {
     }
 
     /// Excludes other makers and removers of the image until dropped.
-    fn lock(&self, id: &ImageId) -> Result<File, ImageError> {
+    fn lock(&self, id: &ImageId) -> Result<LockFile, ImageError> {
         let path = self.root.join("locks").join(&id.to_string()[..2]);
         lock_file(&path).during("lock", &path)
     }
 
     /// Excludes other importers of the source until dropped. Always taken before [`Self::lock`], and
     /// at another place, so that nobody waits in a circle.
-    fn lock_source(&self, fingerprint: &str) -> Result<File, ImageError> {
+    fn lock_source(&self, fingerprint: &str) -> Result<LockFile, ImageError> {
         let name = format!("source-{}", &fingerprint[..2]);
         let path = self.root.join("locks").join(name);
         lock_file(&path).during("lock", &path)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::publish::lock_file;
+use crate::publish::{LockFile, lock_file};
 use crate::rootfs::{Action, ImageError};
 
 /// Removed with all it holds when dropped, unless it was published.
@@ -56,7 +56,7 @@ impl Drop for Workspace {
 }
 
 /// Nobody makes or sweeps workspaces until it is dropped.
-fn quiet(root: &Path) -> Result<File, ImageError> {
+fn quiet(root: &Path) -> Result<LockFile, ImageError> {
     let path = root.join("locks/tmp");
     lock_file(&path).during("lock", &path)
 }

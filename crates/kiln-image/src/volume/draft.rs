@@ -15,7 +15,7 @@ use crate::publish;
 /// Excludes all others, in this process and elsewhere, from changing the volume.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    _file: publish::LockFile,
 }
 
 impl Lock {
